@@ -47,7 +47,9 @@ class Cancelled(AtlasError):
     """The user asked the work to stop; what was finished is kept."""
 
 
-def one_of(what: str, value: object, allowed: Iterable[object], error: type[AtlasError] = ConfigError) -> None:
+def one_of(
+    what: str, value: object, allowed: Iterable[object], error: type[AtlasError] = ConfigError
+) -> None:
     """Raise ``error`` unless ``value`` is among ``allowed``, naming both.
 
     >>> one_of("site", "z", ["z", "q"])

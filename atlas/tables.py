@@ -1,0 +1,189 @@
+"""Every table of a release, declared once: columns, types, units, meaning and order.
+
+The Parquet writer, the release builder, ``atlas schema``, the comments inside DuckDB and the reference
+page in ``docs/`` are all made from these declarations. A table's ``key`` is also its sort order and is
+unique. ``sae`` is short text such as ``docs-12l/L05.z.topk-768``; indices start at 0.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from atlas.errors import StoreError, one_of
+
+STR, BOOL = pa.string(), pa.bool_()
+I8, I16, I32, I64 = pa.int8(), pa.int16(), pa.int32(), pa.int64()
+F32, F64 = pa.float32(), pa.float64()
+SOURCES = pa.list_(pa.struct([("head", I16), ("source", I16), ("contribution", F32)]))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name, Arrow type, meaning, unit (empty where it has none), and whether it may be NULL."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    unit: str = ""
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: what one row is, its columns, and the columns it is sorted by and unique in."""
+
+    name: str
+    row: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    row_group: int = 65_536
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema, in the declared column order."""
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+
+
+C = Column
+_SAE = C("sae", STR, "the SAE, unique in a release")
+_FEATURE = C("feature", I32, "index of the feature in its SAE")
+_MODEL = C("model", STR, "the model's name")
+_LAYER = C("layer", I16, "layer, from 0")
+_BLOCK = C("block", I32, "row of the token store (see docs)")
+_POSITION = C("position", I16, "position in the block; 0 is BOS", "tokens")
+_RANK = C("rank", I16, "order within the group, from 0")
+_TOKEN = C("token", I32, "token id (see vocab)")
+
+# One line per column reads better here than the formatter's one line per argument.
+# fmt: off
+_DECLARED = (
+    Table("models", "model", (
+        _MODEL,
+        C("processing", STR, "raw, or folded (LayerNorm folded, weights centred, value biases folded)"),
+        C("n_layers", I16, "number of layers"), C("n_heads", I16, "attention heads per layer"),
+        C("d_model", I32, "width of the residual stream"), C("d_head", I32, "width of one head"),
+        C("d_vocab", I32, "size of the vocabulary"), C("n_ctx", I32, "longest context", "tokens"),
+        C("source", STR, "bundled, hub, or local folder"),
+        C("digest", STR, "SHA-256 of the weights as read"),
+    ), ("model",)),
+    Table("vocab", "token id", (
+        _MODEL, _TOKEN, C("text", STR, "visible form: spaces as ·, newlines as ⏎, BOS by name"),
+        C("bytes", pa.binary(), "the token's bytes"),
+    ), ("model", "token")),
+    Table("docs", "block of the analysed text", (
+        C("corpus", STR, "the corpus, as its source is written"), _BLOCK,
+        C("tokens", pa.list_(I32), "token ids; position 0 is BOS"),
+        C("source", STR, "the document in which the block begins"),
+    ), ("block",), 4096),
+    Table("saes", "SAE", (
+        _SAE, _MODEL, C("site", STR, "z q k v resid_pre attn_out mlp_out"), _LAYER,
+        C("head", I16, "the head of a single-head site; NULL for a whole layer", nullable=True),
+        C("d_in", I32, "length of an activation"), C("d_sae", I32, "number of features"),
+        C("architecture", STR, "topk or relu"),
+        C("k", I32, "TopK: features kept per token", nullable=True),
+        C("l1_coefficient", F64, "ReLU: weight of the L1 penalty", nullable=True),
+        C("processing", STR, "raw or folded weights"),
+        C("include_bos", BOOL, "whether statistics count position 0"),
+        C("tokens_trained", I64, "training tokens", "tokens"), C("corpus", STR, "the training corpus"),
+        C("n_tokens", I64, "tokens summarised in this release", "tokens"),
+        C("seed", I64, "the SAE's seed"), C("origin", STR, "trained, or imported from where"),
+        C("digest", STR, "SHA-256 of the SAE's tensors"), C("code_version", STR, "version that made it"),
+    ), ("sae",)),
+    Table("sae_metrics", "SAE x split", (
+        _SAE, C("split", STR, "eval (without position 0) or eval_with_bos"),
+        C("l0", F64, "mean number of active features per token"),
+        C("mse", F64, "squared error per token and dimension"),
+        C("variance_explained", F64, "1 - sum ||x - x^||^2 / sum ||x - mean(x)||^2"),
+        C("cosine", F64, "mean cosine of x and x^"), C("l2_ratio", F64, "mean ||x^|| / ||x||"),
+        C("ce_clean", F64, "cross-entropy of the model as it is", "nats"),
+        C("ce_spliced", F64, "cross-entropy with the site replaced by x^", "nats"),
+        C("ce_zero", F64, "cross-entropy with the site set to zero", "nats"),
+        C("ce_mean", F64, "cross-entropy with the site set to its mean", "nats"),
+        C("ce_recovered", F64, "(ce_zero - ce_spliced) / (ce_zero - ce_clean)"),
+        C("ce_recovered_mean", F64, "(ce_mean - ce_spliced) / (ce_mean - ce_clean)"),
+        C("kl", F64, "mean KL(p_clean || p_spliced)", "nats"),
+        C("alive", I32, "features that fire in the evaluation tokens"),
+        C("dead", I32, "features that do not"), C("n_tokens", I64, "evaluated tokens", "tokens"),
+    ), ("sae", "split")),
+    Table("training_log", "SAE x logged step", (
+        _SAE, C("step", I32, "optimiser steps taken"), C("tokens", I64, "tokens seen", "tokens"),
+        C("loss", F64, "what the optimiser minimised"), C("mse_loss", F64, "squared error summed over d_in"),
+        C("sparsity_loss", F64, "L1 penalty times its coefficient; 0 for TopK"),
+        C("aux_loss", F64, "AuxK term; 0 where there is none"), C("l0", F64, "active features per token"),
+        C("variance_explained", F64, "of the step's batch"),
+        C("dead_fraction", F64, "features silent for the dead window"), C("lr", F64, "learning rate"),
+    ), ("sae", "step")),
+    Table("features", "SAE x feature", (
+        _SAE, _FEATURE, C("n_active", I64, "tokens on which it fires", "tokens"),
+        C("density", F64, "n_active / evaluated tokens"),
+        C("max_activation", F32, "largest activation; 0 if it never fires"),
+        C("mean_activation", F32, "mean where active", nullable=True),
+        C("quantiles", pa.list_(F32), "activation where active at 0, 10, ... 100 %", nullable=True),
+        C("encoder_norm", F32, "norm of its encoder direction"),
+        C("decoder_norm", F32, "norm of its decoder direction"),
+        C("encoder_decoder_cosine", F32, "cosine between the two"), C("bias", F32, "b_enc"),
+        C("alive", BOOL, "fires at least once in the summarised tokens"),
+        C("top_head", I16, "z: the head of largest decoder share", nullable=True),
+        C("logit_mean", F32, "mean logit effect", nullable=True),
+        C("logit_std", F32, "population standard deviation of the logit effects", nullable=True),
+        C("logit_skew", F32, "skewness of the logit effects", nullable=True),
+        C("logit_kurtosis", F32, "kurtosis of the logit effects; 3 for a normal", nullable=True),
+    ), ("sae", "feature")),
+    Table("activation_histogram", "SAE x feature x bin (50 equal bins on [0, max])", (
+        _SAE, _FEATURE, C("bin", I16, "0 to 49"), C("low", F32, "lower edge"),
+        C("high", F32, "upper edge; the last bin is closed"), C("n", I64, "active tokens", "tokens"),
+    ), ("sae", "feature", "bin")),
+    Table("positions", "SAE x feature x position where it fires", (
+        _SAE, _FEATURE, _POSITION, C("n_top", I32, "of its 2000 strongest tokens", "tokens"),
+        C("n_active", I32, "active tokens", "tokens"), C("sum_activation", F32, "summed activation"),
+    ), ("sae", "feature", "position")),
+    Table("token_stats", "SAE x feature x role x token (strongest 50 by summed activation)", (
+        _SAE, _FEATURE, C("role", STR, "at: the token it fires on; next: the token after it"), _RANK, _TOKEN,
+        C("n_active", I32, "firings with this token", "tokens"),
+        C("sum_activation", F32, "summed activation"), C("max_activation", F32, "largest activation"),
+        C("precision", F32, "share of its firings that have this token"),
+        C("recall", F32, "share of this token's occurrences on which it fires"),
+    ), ("sae", "feature", "role", "rank")),
+    Table("examples", "SAE x feature x group x rank", (
+        _SAE, _FEATURE,
+        C("example_group", STR, "top; q0 (weakest tenth of active tokens) to q9 (strongest)"), _RANK,
+        _BLOCK, _POSITION, C("activation", F32, "activation at this position"),
+        C("active_positions", pa.list_(I16), "every position of the block on which the feature fires"),
+        C("active_values", pa.list_(F32), "its activations there"),
+    ), ("sae", "feature", "example_group", "rank"), 8192),
+    Table("head_attribution", "z SAE x feature x head", (
+        _SAE, _FEATURE, C("head", I16, "head, from 0"),
+        C("decoder_share", F32, "||W_dec[f, h]|| / sum over heads"),
+        C("fve", F32, "Cov(d_h, p) / Var(p) over all tokens; sums to 1 over heads", nullable=True),
+        C("dfa_share", F32, "mean over the top examples of d_h / p", nullable=True),
+    ), ("sae", "feature", "head")),
+    Table("dfa", "kept example of a z SAE", (
+        _SAE, _FEATURE, C("example_group", STR, "as in examples"), _RANK,
+        C("by_head", pa.list_(F32), "each head's part of the pre-activation, summed over sources"),
+        C("bias_term", F32, "b_enc, minus b_dec . W_enc where b_dec is subtracted"),
+        C("pre_activation", F32, "sum of by_head, plus bias_term"),
+        C("sources", SOURCES, "largest contributions by magnitude, to 95 % of the absolute sum or 32"),
+    ), ("sae", "feature", "example_group", "rank"), 8192),
+    Table("logit_effects", "SAE x feature x sign x rank (20)", (
+        _SAE, _FEATURE, C("sign", I8, "1: promoted tokens; -1: suppressed tokens"), _RANK, _TOKEN,
+        C("value", F32, "logit effect of the decoder direction, centred over the vocabulary", "logits"),
+    ), ("sae", "feature", "sign", "rank")),
+    Table("head_scores", "model x layer x head x score", (
+        _MODEL, _LAYER, C("head", I16, "head, from 0"), C("score", STR, "name of the score"),
+        C("value", F64, "the score"), C("n", I64, "destinations counted"),
+        C("how", STR, "text or random repeats, and how many"),
+    ), ("model", "layer", "head", "score")),
+)
+# fmt: on
+
+TABLES: dict[str, Table] = {table.name: table for table in _DECLARED}
+
+
+def table(name: str) -> Table:
+    """The declaration of a table; StoreError names an unknown one.
+
+    >>> table("docs").key
+    ('block',)
+    """
+    one_of("table", name, TABLES, StoreError)
+    return TABLES[name]
