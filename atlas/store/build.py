@@ -1,0 +1,154 @@
+"""Builds the DuckDB file of a release from Parquet parts: sorted tables, comments, views, a manifest."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from atlas.errors import StoreError
+from atlas.store.connection import literal, open_release
+from atlas.store.digest import ContentDigest
+from atlas.store.parquet import KeyOrder, conform
+from atlas.store.views import VIEWS
+from atlas.tables import TABLES, Column, Table
+
+_BATCH = 65_536
+_SCALARS = {
+    pa.string(): "VARCHAR",
+    pa.bool_(): "BOOLEAN",
+    pa.int8(): "TINYINT",
+    pa.int16(): "SMALLINT",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.binary(): "BLOB",
+}
+
+
+def sql_type(kind: pa.DataType) -> str:
+    """DuckDB's name of an Arrow type.
+
+    >>> sql_type(pa.list_(pa.struct([("head", pa.int16()), ("x", pa.float32())])))
+    'STRUCT("head" SMALLINT, "x" FLOAT)[]'
+    """
+    if pa.types.is_list(kind):
+        return f"{sql_type(kind.value_type)}[]"
+    if pa.types.is_struct(kind):
+        fields = ", ".join(f'"{field.name}" {sql_type(field.type)}' for field in kind)
+        return f"STRUCT({fields})"
+    if kind not in _SCALARS:
+        raise StoreError(f"type {kind} has no DuckDB type here; allowed: {', '.join(map(str, _SCALARS))}")
+    return _SCALARS[kind]
+
+
+def column_comment(column: Column) -> str:
+    """The meaning with its unit, as it is stored in the file and printed by the documentation."""
+    return f"{column.meaning} [{column.unit}]" if column.unit else column.meaning
+
+
+def build_file(
+    path: Path,
+    tables: Mapping[str, Sequence[Path]],
+    provenance: Mapping[str, str],
+    stamp: Mapping[str, str],
+) -> str:
+    """Write a new release file at ``path``; return its digest (over tables and provenance, not ``stamp``).
+
+    DuckDB sorts beside ``path`` if the memory does not suffice. Raises StoreError for a key that occurs
+    twice, or what the disk or DuckDB refuses.
+    """
+    try:
+        connection = duckdb.connect(str(path))
+        try:
+            connection.execute(f"SET temp_directory = {literal(path.with_suffix('.tmp'))}")
+            manifest = [
+                (name, *_build_table(connection, declared, tables.get(name, ())))
+                for name, declared in TABLES.items()
+            ]
+            for view in VIEWS:
+                connection.execute(view.create)
+                connection.execute(f"COMMENT ON VIEW {view.name} IS {literal(view.meaning)}")
+            digest = release_digest(manifest, provenance)
+            _write_manifest(connection, manifest)
+            _write_provenance(connection, {**provenance, **stamp, "release_digest": digest})
+            connection.execute("CHECKPOINT")
+        finally:
+            connection.close()
+    except duckdb.Error as error:
+        raise StoreError(f"cannot build release {path.name}: {str(error).splitlines()[0]}") from error
+    return digest
+
+
+def release_digest(manifest: Sequence[tuple[str, int, str]], provenance: Mapping[str, str]) -> str:
+    """SHA-256 over every table's rows and digest and over the provenance; no clock, no path."""
+    content = {"tables": sorted(manifest), "provenance": sorted(provenance.items())}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def read_provenance(path: Path) -> dict[str, str]:
+    """The provenance of a release file, with the name, version, date and digest it was published under."""
+    connection = open_release(path)
+    try:
+        return dict(connection.execute("SELECT key, value FROM provenance").fetchall())
+    finally:
+        connection.close()
+
+
+def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Rows and digest of every table of a release file."""
+    connection = open_release(path)
+    try:
+        found = connection.execute("SELECT table_name, rows, digest FROM manifest").fetchall()
+    finally:
+        connection.close()
+    return {name: (rows, digest) for name, rows, digest in found}
+
+
+def _build_table(
+    connection: duckdb.DuckDBPyConnection, declared: Table, parts: Sequence[Path]
+) -> tuple[int, str]:
+    columns = ", ".join(
+        f'"{c.name}" {sql_type(c.type)}{"" if c.nullable else " NOT NULL"}' for c in declared.columns
+    )
+    connection.execute(f"CREATE TABLE {declared.name} ({columns})")
+    connection.execute(f"COMMENT ON TABLE {declared.name} IS {literal('One row per ' + declared.row)}")
+    for column in declared.columns:
+        name = f'{declared.name}."{column.name}"'
+        connection.execute(f"COMMENT ON COLUMN {name} IS {literal(column_comment(column))}")
+    if parts:
+        names = ", ".join(f'"{c.name}"' for c in declared.columns)
+        files = ", ".join(literal(part) for part in parts)
+        key = ", ".join(f'"{name}"' for name in declared.key)
+        connection.execute(
+            f"INSERT INTO {declared.name} SELECT {names} FROM read_parquet([{files}]) ORDER BY {key}"  # noqa: S608
+        )
+    return _verify(connection, declared)
+
+
+def _verify(connection: duckdb.DuckDBPyConnection, declared: Table) -> tuple[int, str]:
+    """Read the stored table back: is it sorted and unique, how many rows, which digest."""
+    content, order = ContentDigest(declared.schema), KeyOrder(declared)
+    reader = connection.sql(f"SELECT * FROM {declared.name}").to_arrow_reader(_BATCH)  # noqa: S608
+    for batch in reader:
+        rows = conform(batch, declared)
+        order.check(rows)
+        content.update(rows)
+    return content.rows, content.hexdigest()
+
+
+def _write_manifest(connection: duckdb.DuckDBPyConnection, manifest: Sequence[tuple[str, int, str]]) -> None:
+    connection.execute("CREATE TABLE manifest (table_name VARCHAR, rows BIGINT, digest VARCHAR)")
+    connection.executemany("INSERT INTO manifest VALUES (?, ?, ?)", [list(row) for row in manifest])
+    connection.execute(
+        "COMMENT ON TABLE manifest IS 'One row per table: its rows and a digest of its content'"
+    )
+
+
+def _write_provenance(connection: duckdb.DuckDBPyConnection, entries: Mapping[str, str]) -> None:
+    connection.execute("CREATE TABLE provenance (key VARCHAR, value VARCHAR)")
+    connection.executemany("INSERT INTO provenance VALUES (?, ?)", [list(e) for e in sorted(entries.items())])
+    connection.execute("COMMENT ON TABLE provenance IS 'What this release was made from, and when'")

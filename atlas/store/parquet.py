@@ -1,0 +1,158 @@
+"""Tables as Parquet files: checked against their declaration, sorted, written whole or not at all."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from atlas.errors import StoreError
+from atlas.store.atomic import atomic_file
+from atlas.tables import Table, table
+
+Batches = pa.Table | Iterable[pa.Table | pa.RecordBatch]
+
+
+def conform(batch: pa.Table | pa.RecordBatch, declared: Table) -> pa.Table:
+    """The batch in the declared column order and types.
+
+    Raises StoreError for a missing or unknown column, a value that does not fit its type, or a NULL where
+    the declaration allows none.
+    """
+    data = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+    schema = declared.schema
+    missing = [c for c in schema.names if c not in data.column_names]
+    unknown = [c for c in data.column_names if c not in schema.names]
+    if missing or unknown:
+        parts = [
+            f"{what} {', '.join(names)}" for what, names in (("lacks", missing), ("has", unknown)) if names
+        ]
+        raise StoreError(
+            f"table {declared.name!r} {' and '.join(parts)}; its columns: {', '.join(schema.names)}"
+        )
+    if len(data.column_names) != len(schema.names):
+        raise StoreError(f"table {declared.name!r} has a column twice: {', '.join(data.column_names)}")
+    arrays = [_cast(data.column(field.name), field, declared.name) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _cast(values: pa.ChunkedArray, field: pa.Field, name: str) -> pa.ChunkedArray:
+    if not field.nullable and values.null_count:
+        raise StoreError(f"table {name!r}: column {field.name!r} has {values.null_count} NULL; allowed: none")
+    try:
+        return values if values.type == field.type else values.cast(field.type)
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"table {name!r}: column {field.name!r} is not {field.type}: {reason}") from None
+
+
+class KeyOrder:
+    """Checks that rows come strictly ascending in a table's key, across any number of batches."""
+
+    def __init__(self, declared: Table) -> None:
+        self._name, self._key = declared.name, declared.key
+        self._last: pa.Table | None = None
+        self._row = 0
+
+    def check(self, batch: pa.Table) -> None:
+        """Raise StoreError naming the first row whose key is not above the key before it."""
+        keys = batch.select(list(self._key))
+        if keys.num_rows == 0:
+            return
+        joined = keys if self._last is None else pa.concat_tables([self._last, keys])
+        ascending = self._ascending(joined)
+        if not pc.all(ascending, min_count=0).as_py():
+            at = pc.index(ascending, pa.scalar(False)).as_py() + 1
+            row = self._row + at - (0 if self._last is None else 1)
+            before, here = (joined.slice(i, 1).to_pylist()[0] for i in (at - 1, at))
+            raise StoreError(self._complaint(row, before, here))
+        self._row += keys.num_rows
+        self._last = keys.slice(keys.num_rows - 1)
+
+    def _ascending(self, keys: pa.Table) -> pa.ChunkedArray:
+        """Per row but the first: is it above the row before it, column by column from the last."""
+        result = pa.chunked_array([pa.repeat(pa.scalar(False), keys.num_rows - 1)])
+        for column in reversed(self._key):
+            values = keys.column(column).combine_chunks()
+            before, after = values.slice(0, len(values) - 1), values.slice(1)
+            result = pc.or_(pc.less(before, after), pc.and_(pc.equal(before, after), result))
+        return result
+
+    def _complaint(self, row: int, before: dict[str, object], here: dict[str, object]) -> str:
+        what = "repeats a key" if before == here else "is out of order"
+        shown = ", ".join(f"{k}={v!r}" for k, v in here.items())
+        return (
+            f"table {self._name!r}: row {row} {what} ({shown}); allowed: ascending by {', '.join(self._key)}"
+        )
+
+
+def _batches(data: Batches) -> Iterator[pa.Table | pa.RecordBatch]:
+    if isinstance(data, pa.Table):
+        yield data
+    else:
+        yield from data
+
+
+def _row_groups(data: Batches, declared: Table) -> Iterator[pa.Table]:
+    """Checked rows, recut so that every group but the last has exactly the declared size."""
+    order = KeyOrder(declared)
+    held: list[pa.Table] = []
+    rows = 0
+    for batch in _batches(data):
+        checked = conform(batch, declared)
+        order.check(checked)
+        held.append(checked)
+        rows += checked.num_rows
+        if rows >= declared.row_group:
+            joined = pa.concat_tables(held)
+            whole = rows - rows % declared.row_group
+            for start in range(0, whole, declared.row_group):
+                yield joined.slice(start, declared.row_group)
+            held, rows = [joined.slice(whole)], rows - whole
+    if rows:
+        yield pa.concat_tables(held)
+
+
+def write_table(path: Path, name: str, data: Batches) -> int:
+    """Write table ``name`` to ``path`` (Parquet, zstd, declared row groups); return the number of rows.
+
+    Rows must come sorted by the table's key and unique in it, across all batches. Raises StoreError for
+    anything else, and for a disk that refuses; then no file is left and an old one stays as it was.
+    """
+    declared = table(name)
+    rows = 0
+    with (
+        atomic_file(Path(path)) as work,
+        pq.ParquetWriter(work, declared.schema, compression="zstd") as writer,
+    ):
+        for group in _row_groups(data, declared):
+            writer.write_table(group.combine_chunks(), row_group_size=declared.row_group)
+            rows += group.num_rows
+    return rows
+
+
+def check_schema(path: Path, declared: Table) -> None:
+    """Raise StoreError unless ``path`` is a readable Parquet file with the declared columns and types."""
+    try:
+        found = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StoreError(f"cannot read {path} as table {declared.name!r}: {reason}") from None
+    wanted = declared.schema
+    if found.names != wanted.names or found.types != wanted.types:
+        raise StoreError(
+            f"{path} holds the columns {', '.join(found.names)}; "
+            f"table {declared.name!r} of this version is {', '.join(wanted.names)}"
+        )
+
+
+def read_table(path: Path, name: str) -> pa.Table:
+    """Read what write_table wrote; StoreError for a missing, damaged or differently shaped file."""
+    declared = table(name)
+    check_schema(Path(path), declared)
+    try:
+        return pq.read_table(path, schema=declared.schema)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StoreError(f"cannot read {path} as table {name!r}: {reason}") from None

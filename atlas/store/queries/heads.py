@@ -1,0 +1,131 @@
+"""What a release says about single heads: scores, features, and the numbers that colour the grid."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+
+from atlas.errors import StoreError, one_of
+
+MEASURES = {
+    "decoder_share": "decoder share",
+    "fve": "FVE",
+    "dfa_share": "DFA share",
+}
+
+GRID_METRICS = {
+    "top10_decoder_share": "mean decoder share of the head's top 10 features",
+    "max_decoder_share": "largest decoder share of a feature in the head",
+    "top10_fve": "mean FVE of the head's top 10 features",
+    "n_top": "features whose largest decoder share is this head's",
+}
+
+
+def score_names(con: duckdb.DuckDBPyConnection, model: str) -> tuple[str, ...]:
+    """Names of the scores that the heads of a model have."""
+    rows = con.execute("SELECT DISTINCT score FROM head_scores WHERE model = ? ORDER BY score", [model])
+    return tuple(row[0] for row in rows.fetchall())
+
+
+def head_scores(con: duckdb.DuckDBPyConnection, model: str) -> pa.Table:
+    """Every score of every head of a model: layer, head, score, value, n, how."""
+    return con.execute(
+        "SELECT layer, head, score, value, n, how FROM head_scores WHERE model = ? ORDER BY ALL", [model]
+    ).to_arrow_table()
+
+
+def grid_metrics(con: duckdb.DuckDBPyConnection, saes: Sequence[str]) -> pa.Table:
+    """One row per layer x head with the columns of GRID_METRICS, from one z SAE per layer.
+
+    Only features that fire count. ``n_top`` counts features by ``features.top_head``.
+    """
+    return con.execute(
+        """
+        WITH live AS (
+            SELECT a.sae, a.head, a.decoder_share, a.fve, f.top_head,
+                   row_number() OVER (PARTITION BY a.sae, a.head ORDER BY a.decoder_share DESC) AS by_share,
+                   row_number() OVER (PARTITION BY a.sae, a.head ORDER BY a.fve DESC NULLS LAST) AS by_fve
+            FROM head_attribution a JOIN features f USING (sae, feature)
+            WHERE a.sae IN (SELECT unnest(?::VARCHAR[])) AND f.alive
+        )
+        SELECT s.layer, live.head,
+               avg(decoder_share) FILTER (by_share <= 10) AS top10_decoder_share,
+               max(decoder_share) AS max_decoder_share,
+               avg(fve) FILTER (by_fve <= 10) AS top10_fve,
+               count(*) FILTER (top_head = live.head) AS n_top
+        FROM live JOIN saes s USING (sae)
+        GROUP BY s.layer, live.head ORDER BY s.layer, live.head
+        """,
+        [list(saes)],
+    ).to_arrow_table()
+
+
+@dataclass(frozen=True)
+class HeadFeature:
+    """A feature's shares in one head, and its rank there by the measure that was asked for."""
+
+    feature: int
+    rank: int
+    decoder_share: float | None
+    fve: float | None
+    dfa_share: float | None
+
+
+def top_features(
+    con: duckdb.DuckDBPyConnection, sae: str, head: int, measure: str = "decoder_share", k: int = 10
+) -> tuple[HeadFeature, ...]:
+    """The k firing features with the largest share in a head; ties go to the smaller feature.
+
+    ``measure`` is one of MEASURES; a feature without that measure is left out. StoreError names an
+    unknown measure.
+    """
+    one_of("measure", measure, MEASURES, StoreError)
+    rows = con.execute(
+        f"""
+        SELECT a.feature, a.decoder_share, a.fve, a.dfa_share
+        FROM head_attribution a JOIN features f USING (sae, feature)
+        WHERE a.sae = ? AND a.head = ? AND f.alive AND a.{measure} IS NOT NULL AND NOT isnan(a.{measure})
+        ORDER BY a.{measure} DESC, a.feature LIMIT ?
+        """,  # noqa: S608
+        [sae, head, k],
+    ).fetchall()
+    return tuple(HeadFeature(row[0], rank, *row[1:]) for rank, row in enumerate(rows))
+
+
+def share_scatter(con: duckdb.DuckDBPyConnection, sae: str, head: int) -> pa.Table:
+    """Decoder share, FVE and DFA share of every firing feature in one head."""
+    return con.execute(
+        """
+        SELECT a.feature, a.decoder_share, a.fve, a.dfa_share
+        FROM head_attribution a JOIN features f USING (sae, feature)
+        WHERE a.sae = ? AND a.head = ? AND f.alive ORDER BY a.feature
+        """,
+        [sae, head],
+    ).to_arrow_table()
+
+
+def rank_correlation(shares: pa.Table, one: str, other: str) -> float | None:
+    """Spearman's rank correlation of two columns over the rows that have both; None below 3 rows.
+
+    >>> t = pa.table({"a": [1.0, 2.0, 3.0], "b": [10.0, 30.0, 20.0]})
+    >>> rank_correlation(t, "a", "b")
+    0.5
+    """
+    frame = shares.select([one, other]).to_pandas().dropna()
+    if len(frame) < 3:
+        return None
+    value = frame[one].rank().corr(frame[other].rank())
+    return None if value != value else round(float(value), 12)
+
+
+def score_rows(scores: pa.Table, layer: int, head: int) -> list[Mapping[str, object]]:
+    """The scores of one head out of ``head_scores``, each with its rank among all heads (1 = largest)."""
+    rows = scores.to_pylist()
+    found = []
+    for row in rows:
+        if row["layer"] == layer and row["head"] == head:
+            same = [r["value"] for r in rows if r["score"] == row["score"] and r["value"] is not None]
+            above = sum(value > row["value"] for value in same) if row["value"] is not None else None
+            found.append({**row, "rank": None if above is None else above + 1, "of": len(same)})
+    return found

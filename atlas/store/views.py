@@ -1,0 +1,43 @@
+"""The views of a release: what people ask most often, under one name each."""
+
+from typing import NamedTuple
+
+
+class View(NamedTuple):
+    """A view: its name, what one row is, and the statement that makes it."""
+
+    name: str
+    meaning: str
+    create: str
+
+
+_HEAD_FEATURES = """
+CREATE VIEW head_features AS
+SELECT a.sae, s.model, s.layer, a.head, a.feature, a.decoder_share, a.fve, a.dfa_share,
+  row_number() OVER (PARTITION BY a.sae, a.head
+    ORDER BY f.alive DESC, a.decoder_share DESC, a.feature) - 1 AS decoder_rank,
+  row_number() OVER (PARTITION BY a.sae, a.head
+    ORDER BY f.alive DESC, a.fve DESC NULLS LAST, a.feature) - 1 AS fve_rank,
+  row_number() OVER (PARTITION BY a.sae, a.head
+    ORDER BY f.alive DESC, a.dfa_share DESC NULLS LAST, a.feature) - 1 AS dfa_rank,
+  f.alive, f.density, f.n_active, f.max_activation
+FROM head_attribution a JOIN saes s USING (sae) JOIN features f USING (sae, feature)
+"""
+
+_SAE_SUMMARY = """
+CREATE VIEW sae_summary AS
+SELECT s.sae, s.model, s.site, s.layer, s.head, s.architecture, s.d_in, s.d_sae, s.k, s.l1_coefficient,
+  m.l0, m.variance_explained, m.cosine, m.ce_clean, m.ce_spliced, m.ce_zero, m.ce_recovered, m.kl,
+  m.alive, m.alive / s.d_sae AS alive_fraction, s.tokens_trained, s.n_tokens, s.origin
+FROM saes s LEFT JOIN sae_metrics m ON m.sae = s.sae AND m.split = 'eval'
+"""
+
+VIEWS: tuple[View, ...] = (
+    View(
+        "head_features",
+        "One row per z SAE x head x feature, with the feature's rank (from 0) in the head by each measure; "
+        "features that fire rank before those that never do",
+        _HEAD_FEATURES,
+    ),
+    View("sae_summary", "One row per SAE, with its quality on the split eval", _SAE_SUMMARY),
+)
