@@ -1,0 +1,1 @@
+"""The run and annotation database: SQLite by default, PostgreSQL by URL."""

@@ -1,0 +1,140 @@
+"""What an annotation is: its fields, what each may hold, and the check made before it is stored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from atlas.db.models import INTERPRETABILITY, NOTE_STATUS, SEMANTICITY
+from atlas.errors import ConfigError, one_of
+
+LABEL_LENGTH = 120
+ROLE_LENGTH = 200
+NOTES_LENGTH = 20_000
+WORD_LENGTH = 60
+MOST_WORDS = 20
+NAME_LENGTHS = {"model": 200, "sae": 300, "annotator": 80}
+
+
+@dataclass(frozen=True)
+class HeadAnnotation:
+    """One annotator's judgement of one head (fields as in ``docs/annotations.md``)."""
+
+    model: str
+    layer: int
+    head: int
+    annotator: str
+    label: str = ""
+    """One short line: what the head does."""
+    groupings: tuple[str, ...] = ()
+    """The families that its top features fall into, in the annotator's own words."""
+    semanticity: str | None = None
+    """How many unrelated things it does: one of SEMANTICITY; None = not judged."""
+    confidence: int | None = None
+    """1 (a guess) to 5 (sure); None = not given."""
+    role: str = ""
+    """A known role, such as induction or previous token."""
+    star: bool = False
+    """Worth showing to others."""
+    novel: bool = False
+    """A grouping not seen in an earlier head."""
+    notes: str = ""
+    """Free text in Markdown."""
+    status: str = "draft"
+    """draft, or done."""
+    seconds_spent: float = 0.0
+    """Time spent on this head so far, in seconds."""
+    version: int = 0
+    """How often it was saved; 0 = never."""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+    @property
+    def subject(self) -> str:
+        """What this is about, in a few words."""
+        return f"{self.model} L{self.layer}H{self.head} by {self.annotator}"
+
+
+@dataclass(frozen=True)
+class FeatureAnnotation:
+    """One annotator's judgement of one feature."""
+
+    sae: str
+    feature: int
+    annotator: str
+    label: str = ""
+    tags: tuple[str, ...] = ()
+    interpretability: str | None = None
+    """One of INTERPRETABILITY; None = not judged."""
+    notes: str = ""
+    version: int = 0
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+    @property
+    def subject(self) -> str:
+        """What this is about, in a few words."""
+        return f"{self.sae} feature {self.feature} by {self.annotator}"
+
+
+def _length(what: str, value: str, most: int, least: int = 0) -> None:
+    if not least <= len(value) <= most:
+        raise ConfigError(f"{what} has {len(value)} characters; allowed: {least} to {most}")
+    if "\0" in value:
+        raise ConfigError(f"{what} holds a NUL character, which no database stores; remove it")
+
+
+def _words(what: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Strip each word and drop repeats, in order."""
+    words = tuple(dict.fromkeys(" ".join(value.split()) for value in values))
+    if len(words) > MOST_WORDS:
+        raise ConfigError(f"{what} has {len(words)} entries; allowed: at most {MOST_WORDS}")
+    for word in words:
+        _length(f"{what} entry {word[:WORD_LENGTH]!r}", word, WORD_LENGTH, least=1)
+    return words
+
+
+def _index(what: str, value: int) -> None:
+    if not 0 <= value < 2**31:
+        raise ConfigError(f"{what} {value} is not allowed; allowed: 0 to {2**31 - 1}")
+
+
+def check_name(what: str, value: str) -> None:
+    """ConfigError unless a model, sae or annotator name has an allowed length and is not blank."""
+    _length(what, value, NAME_LENGTHS[what], least=1)
+    if value != value.strip():
+        raise ConfigError(f"{what} {value!r} begins or ends with a space; allowed: without")
+
+
+def checked_words(what: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Groupings or tags as they are stored: blanks squeezed, repeats dropped, lengths checked.
+
+    >>> checked_words("groupings", ["induction", " long  prefix ", "induction"])
+    ('induction', 'long prefix')
+    """
+    return _words(what, values)
+
+
+def check_head(note: HeadAnnotation) -> None:
+    """ConfigError naming the first field that holds what is not allowed."""
+    check_name("model", note.model)
+    check_name("annotator", note.annotator)
+    _index("layer", note.layer)
+    _index("head", note.head)
+    _length("label", note.label, LABEL_LENGTH)
+    _length("role", note.role, ROLE_LENGTH)
+    _length("notes", note.notes, NOTES_LENGTH)
+    one_of("semanticity", note.semanticity, (*SEMANTICITY, None))
+    one_of("confidence", note.confidence, (1, 2, 3, 4, 5, None))
+    one_of("status", note.status, NOTE_STATUS)
+    if not 0 <= note.seconds_spent < 1e9:
+        raise ConfigError(f"seconds_spent {note.seconds_spent} is not allowed; allowed: 0 to 1e9")
+
+
+def check_feature(note: FeatureAnnotation) -> None:
+    """ConfigError naming the first field that holds what is not allowed."""
+    check_name("sae", note.sae)
+    check_name("annotator", note.annotator)
+    _index("feature", note.feature)
+    _length("label", note.label, LABEL_LENGTH)
+    _length("notes", note.notes, NOTES_LENGTH)
+    one_of("interpretability", note.interpretability, (*INTERPRETABILITY, None))
