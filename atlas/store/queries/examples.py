@@ -6,6 +6,8 @@ from typing import Any
 
 import duckdb
 
+from atlas.store.queries.rows import arrow
+
 GROUPS = ("top", "q9", "q8", "q7", "q6", "q5", "q4", "q3", "q2", "q1", "q0")
 
 
@@ -77,7 +79,8 @@ def examples(
     k: int = 20,
 ) -> tuple[Example, ...]:
     """The first k examples of each group of some features, by feature, group (as asked) and rank."""
-    rows = con.execute(
+    rows = arrow(
+        con,
         """
         SELECT e.*, d.by_head, d.bias_term, d.pre_activation, d.sources
         FROM (
@@ -90,7 +93,7 @@ def examples(
         ) d USING (feature, example_group, rank)
         """,
         {"sae": sae, "features": list(features), "groups": list(groups), "k": k},
-    ).to_arrow_table()
+    )
     found = rows.to_pylist()
     blocks = block_tokens(con, [row["block"] for row in found])
     order = {group: i for i, group in enumerate(groups)}

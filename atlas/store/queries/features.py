@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from atlas.errors import StoreError
 from atlas.store.queries.overview import SaeRef
+from atlas.store.queries.rows import arrow
 
 
 def find_sae(refs: Sequence[SaeRef], sae: str) -> SaeRef:
@@ -22,8 +23,7 @@ def find_sae(refs: Sequence[SaeRef], sae: str) -> SaeRef:
 
 def feature_row(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> dict[str, Any]:
     """The ``features`` row; StoreError names a feature that does not exist and the range that does."""
-    rows = con.execute("SELECT * FROM features WHERE sae = ? AND feature = ?", [sae, feature])
-    found = rows.to_arrow_table().to_pylist()
+    found = arrow(con, "SELECT * FROM features WHERE sae = ? AND feature = ?", [sae, feature]).to_pylist()
     if found:
         return found[0]
     count = con.execute("SELECT count(*) FROM features WHERE sae = ?", [sae]).fetchone()
@@ -43,15 +43,17 @@ def alive_around(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> tupl
 
 def histogram(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
     """Bins of the feature's activations where it is active: low, high, n."""
-    return con.execute(
+    return arrow(
+        con,
         "SELECT low, high, n FROM activation_histogram WHERE sae = ? AND feature = ? ORDER BY bin",
         [sae, feature],
-    ).to_arrow_table()
+    )
 
 
 def positions(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
     """Where it fires: position, share_top (of its strongest tokens) and share_all (of all its tokens)."""
-    return con.execute(
+    return arrow(
+        con,
         """
         SELECT position, n_top, n_active, sum_activation,
                n_top / nullif(sum(n_top) OVER (), 0) AS share_top,
@@ -59,43 +61,47 @@ def positions(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Tabl
         FROM positions WHERE sae = ? AND feature = ? ORDER BY position
         """,
         [sae, feature],
-    ).to_arrow_table()
+    )
 
 
 def logits(con: duckdb.DuckDBPyConnection, sae: str, features: Sequence[int], k: int = 20) -> pa.Table:
     """The k most promoted (sign 1) and most suppressed (sign -1) tokens of some features."""
-    return con.execute(
+    return arrow(
+        con,
         "SELECT feature, sign, rank, token, value FROM logit_effects WHERE sae = ? "
         "AND feature IN (SELECT unnest(?::INTEGER[])) AND rank < ? ORDER BY feature, sign DESC, rank",
         [sae, list(features), k],
-    ).to_arrow_table()
+    )
 
 
 def token_stats(con: duckdb.DuckDBPyConnection, sae: str, feature: int, k: int = 50) -> pa.Table:
     """The tokens on which (role at) and before which (role next) it fires, strongest first."""
-    return con.execute(
+    return arrow(
+        con,
         "SELECT role, rank, token, n_active, sum_activation, max_activation, precision, recall "
         "FROM token_stats WHERE sae = ? AND feature = ? AND rank < ? ORDER BY role, rank",
         [sae, feature, k],
-    ).to_arrow_table()
+    )
 
 
 def attribution(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
     """Decoder share, FVE and DFA share of every head, by head."""
-    return con.execute(
+    return arrow(
+        con,
         "SELECT head, decoder_share, fve, dfa_share FROM head_attribution "
         "WHERE sae = ? AND feature = ? ORDER BY head",
         [sae, feature],
-    ).to_arrow_table()
+    )
 
 
 def summaries(con: duckdb.DuckDBPyConnection, sae: str, features: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Density, strongest activation and top head of some features, by feature."""
-    rows = con.execute(
+    rows = arrow(
+        con,
         "SELECT feature, n_active, density, max_activation, top_head, alive FROM features "
         "WHERE sae = ? AND feature IN (SELECT unnest(?::INTEGER[]))",
         [sae, list(features)],
-    ).to_arrow_table()
+    )
     return {row["feature"]: row for row in rows.to_pylist()}
 
 
@@ -108,8 +114,9 @@ def some_features(con: duckdb.DuckDBPyConnection, sae: str, order: str = "featur
     }
     if order not in orders:
         raise StoreError(f"order {order!r} is not known; allowed: {', '.join(orders)}")
-    return con.execute(
+    return arrow(
+        con,
         f"SELECT feature, n_active, density, max_activation, top_head FROM features "  # noqa: S608
         f"WHERE sae = ? AND alive ORDER BY {orders[order]} LIMIT ?",
         [sae, k],
-    ).to_arrow_table()
+    )

@@ -7,6 +7,7 @@ import duckdb
 import pyarrow as pa
 
 from atlas.errors import StoreError, one_of
+from atlas.store.queries.rows import arrow
 
 MEASURES = {
     "decoder_share": "decoder share",
@@ -30,9 +31,9 @@ def score_names(con: duckdb.DuckDBPyConnection, model: str) -> tuple[str, ...]:
 
 def head_scores(con: duckdb.DuckDBPyConnection, model: str) -> pa.Table:
     """Every score of every head of a model: layer, head, score, value, n, how."""
-    return con.execute(
-        "SELECT layer, head, score, value, n, how FROM head_scores WHERE model = ? ORDER BY ALL", [model]
-    ).to_arrow_table()
+    return arrow(
+        con, "SELECT layer, head, score, value, n, how FROM head_scores WHERE model = ? ORDER BY ALL", [model]
+    )
 
 
 def grid_metrics(con: duckdb.DuckDBPyConnection, saes: Sequence[str]) -> pa.Table:
@@ -40,7 +41,8 @@ def grid_metrics(con: duckdb.DuckDBPyConnection, saes: Sequence[str]) -> pa.Tabl
 
     Only features that fire count. ``n_top`` counts features by ``features.top_head``.
     """
-    return con.execute(
+    return arrow(
+        con,
         """
         WITH live AS (
             SELECT a.sae, a.head, a.decoder_share, a.fve, f.top_head,
@@ -58,7 +60,7 @@ def grid_metrics(con: duckdb.DuckDBPyConnection, saes: Sequence[str]) -> pa.Tabl
         GROUP BY s.layer, live.head ORDER BY s.layer, live.head
         """,
         [list(saes)],
-    ).to_arrow_table()
+    )
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,15 @@ def top_features(
 
 def share_scatter(con: duckdb.DuckDBPyConnection, sae: str, head: int) -> pa.Table:
     """Decoder share, FVE and DFA share of every firing feature in one head."""
-    return con.execute(
+    return arrow(
+        con,
         """
         SELECT a.feature, a.decoder_share, a.fve, a.dfa_share
         FROM head_attribution a JOIN features f USING (sae, feature)
         WHERE a.sae = ? AND a.head = ? AND f.alive ORDER BY a.feature
         """,
         [sae, head],
-    ).to_arrow_table()
+    )
 
 
 def rank_correlation(shares: pa.Table, one: str, other: str) -> float | None:

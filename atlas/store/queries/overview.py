@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from atlas.errors import StoreError, one_of
+from atlas.store.queries.rows import arrow
 
 METRICS = (
     "l0",
@@ -71,7 +72,8 @@ def sae_table(con: duckdb.DuckDBPyConnection, model: str, split: str = "eval") -
     ``alive_share`` is alive / d_sae. SAEs without metrics stay, with NULLs.
     """
     columns = ", ".join(f"m.{name}" for name in METRICS)
-    return con.execute(
+    return arrow(
+        con,
         f"""
         SELECT s.sae, s.site, s.layer, s.head, s.architecture, s.d_in, s.d_sae, s.k, s.l1_coefficient,
                s.tokens_trained, s.corpus, s.seed, s.processing, s.origin, s.include_bos,
@@ -80,7 +82,7 @@ def sae_table(con: duckdb.DuckDBPyConnection, model: str, split: str = "eval") -
         WHERE s.model = ? ORDER BY s.layer, s.site, s.head NULLS FIRST, s.sae
         """,  # noqa: S608
         [split, model],
-    ).to_arrow_table()
+    )
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def provenance(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
 
 def manifest(con: duckdb.DuckDBPyConnection) -> pa.Table:
     """Tables of the release with their number of rows and digest."""
-    return con.execute("SELECT table_name, rows, digest FROM manifest ORDER BY table_name").to_arrow_table()
+    return arrow(con, "SELECT table_name, rows, digest FROM manifest ORDER BY table_name")
 
 
 def vocabulary(con: duckdb.DuckDBPyConnection, model: str) -> tuple[str, ...]:

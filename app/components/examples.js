@@ -1,0 +1,217 @@
+// The examples of one feature; hovering or focusing one shows which heads and sources made it fire.
+
+const GROUP_NAMES = { top: "Strongest examples" };
+
+function groupName(group) {
+  if (GROUP_NAMES[group]) return GROUP_NAMES[group];
+  const tenth = Number(group.slice(1));
+  return `Quantile ${group}: ${10 * tenth}–${10 * tenth + 10} % of its active tokens, by activation`;
+}
+
+function headBar(head, value, largest, data, hooks) {
+  const row = el("button", "head-bar");
+  row.type = "button";
+  row.setAttribute("aria-label", `L${data.layer}H${head}: ${num(value)}; show only its sources`);
+  const track = el("span", "axis-track");
+  const fill = el("i", value < 0 ? "minus" : "");
+  const width = largest > 0 ? (50 * Math.abs(value)) / largest : 0;
+  fill.style.width = `${width.toFixed(1)}%`;
+  fill.style.left = value < 0 ? `${(50 - width).toFixed(1)}%` : "50%";
+  track.appendChild(fill);
+  row.append(el("span", "head-name", `H${head}`), track, el("span", "head-value", num(value)));
+  row.addEventListener("pointerenter", () => hooks.preview(head));
+  row.addEventListener("pointerleave", () => hooks.preview(undefined));
+  row.addEventListener("click", () => hooks.choose(head));
+  return row;
+}
+
+function sourceList(example, data, head) {
+  const list = el("div", "sources");
+  const entries = example.dfa.src
+    .filter(([h]) => head === null || h === head)
+    .sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]))
+    .slice(0, 8);
+  for (const [h, source, value] of entries) {
+    const row = el("div", "source-row");
+    const chip = el("span", "chip");
+    if (source === 0) chip.textContent = "BOS";
+    else tokenText(chip, data.texts[example.t[source]]);
+    const offset = source - example.p;
+    row.append(el("span", "head-name", `H${h}`), chip);
+    row.append(el("span", "muted", offset === 0 ? "here" : `${offset}`.replace("-", "−")), el("b", "", num(value)));
+    list.appendChild(row);
+  }
+  return list;
+}
+
+// The panel beside the list. It keeps its height, so that hovering never moves the text.
+function drawPanel(panel, example, state, data, hooks) {
+  panel.replaceChildren();
+  if (!example || !example.dfa) {
+    panel.appendChild(el("p", "muted", data.why_no_dfa));
+    return;
+  }
+  const { h, bias, pre, sum } = example.dfa;
+  const head = state.head;
+  panel.appendChild(el("h4", "", "What made it fire"));
+  const where = `block ${example.b}, position ${example.p}`;
+  panel.appendChild(el("div", "muted small", `${where} · ${state.pinned === example ? "pinned, Esc frees it" : "click to pin"}`));
+  const largest = Math.max(...h.map(Math.abs));
+  const bars = el("div", "bars");
+  h.forEach((value, i) => {
+    const row = headBar(i, value, largest, data, hooks);
+    if (head === i) row.classList.add("chosen");
+    bars.appendChild(row);
+  });
+  panel.appendChild(bars);
+  const total = el("div", "total");
+  for (const [name, value] of [["heads", sum], ["bias term", bias], ["pre-activation", pre], ["activation", example.a]]) {
+    const item = el("span", "");
+    item.append(el("span", "muted", name), el("b", "", num(value)));
+    total.appendChild(item);
+  }
+  panel.appendChild(total);
+  panel.appendChild(el("h4", "", head === null ? "Largest sources, all heads" : `Largest sources of L${data.layer}H${head}`));
+  panel.appendChild(sourceList(example, data, head));
+  if (head !== null) {
+    panel.appendChild(link(`Open L${data.layer}H${head}`, data.head_href.replace("HEAD", head), "", hooks.open));
+  }
+}
+
+function aligned(example, data, sums) {
+  const row = el("div", "kwic");
+  const left = tokenLine(example, data.texts, data.max, sums, [[Math.max(0, example.p - 24), example.p - 1]]);
+  const right = tokenLine(example, data.texts, data.max, sums, [[example.p, Math.min(example.t.length - 1, example.p + 16)]]);
+  left.classList.add("left");
+  if (example.p === 0) left.replaceChildren();
+  for (const gap of [...left.querySelectorAll(".gap"), ...right.querySelectorAll(".gap")]) gap.remove();
+  row.append(left, right);
+  return row;
+}
+
+function drawLine(example, state, data) {
+  const head = state.preview ?? (state.active === example ? state.head : null);
+  const sums = state.active === example ? bySource(example.dfa, head) : new Map();
+  const strongest = bySource(example.dfa, null);
+  if (state.mode === "aligned") return aligned(example, data, sums);
+  const all = [[0, example.t.length - 1]];
+  const ranges = state.mode === "whole" ? all : shownRanges(example, strongest, 18, 8, 4);
+  return tokenLine(example, data.texts, data.max, sums, ranges);
+}
+
+function modes(state, redraw) {
+  const box = el("div", "modes");
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", "How much of the text is shown");
+  for (const [mode, name] of [["compact", "Compact"], ["whole", "Whole block"], ["aligned", "Aligned"]]) {
+    const button = el("button", mode === state.mode ? "mode on" : "mode", name);
+    button.type = "button";
+    button.setAttribute("aria-pressed", String(mode === state.mode));
+    button.addEventListener("click", () => {
+      state.mode = mode;
+      redraw();
+    });
+    box.appendChild(button);
+  }
+  return box;
+}
+
+function view(root, data, open) {
+  const state = { mode: root.dataset.mode || "compact", active: data.examples[0] || null, pinned: null, head: null };
+  const tip = tooltip(root);
+  const list = el("div", "list");
+  const panel = el("aside", "panel");
+  panel.setAttribute("aria-label", "Direct feature attribution by head");
+  const rows = new Map();
+
+  const refresh = (example) => {
+    const row = example && rows.get(example);
+    if (!row) return;
+    row.classList.toggle("active", state.active === example);
+    row.setAttribute("aria-current", String(state.active === example));
+    row.querySelector(".line, .kwic").replaceWith(drawLine(example, state, data));
+  };
+  const hooks = {
+    open,
+    preview(head) {
+      state.preview = head;
+      refresh(state.active);
+    },
+    choose(head) {
+      state.head = state.head === head ? null : head;
+      state.preview = undefined;
+      refresh(state.active);
+      drawPanel(panel, state.active, state, data, hooks);
+    },
+  };
+  const activate = (example) => {
+    if (state.active === example) return;
+    const old = state.active;
+    state.active = example;
+    refresh(old);
+    refresh(example);
+    drawPanel(panel, example, state, data, hooks);
+  };
+  const pin = (example) => {
+    state.pinned = state.pinned === example ? null : example;
+    for (const [one, row] of rows) row.classList.toggle("pinned", one === state.pinned);
+    activate(example);
+    drawPanel(panel, state.active, state, data, hooks);
+  };
+  const redraw = () => {
+    root.dataset.mode = state.mode;
+    bar.replaceChildren(...modes(state, redraw).childNodes);
+    for (const example of rows.keys()) refresh(example);
+  };
+  const bar = modes(state, redraw);
+
+  const addRow = (example) => {
+    const row = el("div", "row");
+    row.tabIndex = 0;
+    row.setAttribute("role", "button");
+    row.setAttribute("aria-label", `${example.g} example ${example.r + 1}, activation ${num(example.a)}`);
+    row.append(el("span", "value", num(example.a)), drawLine(example, state, data));
+    row.addEventListener("pointerenter", () => state.pinned || activate(example));
+    row.addEventListener("focus", () => state.pinned || activate(example));
+    row.addEventListener("click", () => pin(example));
+    row.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        pin(example);
+      } else if (event.key === "Escape" && state.pinned) pin(state.pinned);
+    });
+    row.addEventListener("pointerover", (event) => {
+      const token = event.target.closest?.(".tok");
+      if (!token) return tip.hide();
+      const shown = state.active === example ? state.head : null;
+      return tip.show(token, tokenTip(example, Number(token.dataset.position), data.texts, bySource(example.dfa, shown), data.layer, shown));
+    });
+    row.addEventListener("pointerleave", tip.hide);
+    rows.set(example, row);
+    list.appendChild(row);
+  };
+  let group = null;
+  for (const example of data.examples) {
+    if (example.g !== group) {
+      group = example.g;
+      list.appendChild(el("h4", "", groupName(group)));
+    }
+    addRow(example);
+  }
+  if (!data.examples.length) list.appendChild(el("p", "muted", "This feature never fires in the summarised text: no example."));
+  refresh(state.active);
+  drawPanel(panel, state.active, state, data, hooks);
+  const body = el("div", "body");
+  body.append(list, panel);
+  root.append(bar, body);
+}
+
+export default function (component) {
+  const { data, parentElement, setTriggerValue } = component;
+  const root = parentElement.querySelector(".root");
+  if (root.dataset.version === data.version) return;
+  root.dataset.version = data.version;
+  root.classList.toggle("dark", data.dark);
+  root.replaceChildren();
+  view(root, data, (href) => setTriggerValue("open", href));
+}
