@@ -93,9 +93,9 @@ def _words(what: str, values: Sequence[str]) -> tuple[str, ...]:
     return words
 
 
-def _index(what: str, value: int) -> None:
-    if not 0 <= value < 2**31:
-        raise ConfigError(f"{what} {value} is not allowed; allowed: 0 to {2**31 - 1}")
+def _index(what: str, value: int, most: int) -> None:
+    if not 0 <= value <= most:
+        raise ConfigError(f"{what} {value} is not allowed; allowed: 0 to {most}")
 
 
 def check_name(what: str, value: str) -> None:
@@ -118,8 +118,8 @@ def check_head(note: HeadAnnotation) -> None:
     """ConfigError naming the first field that holds what is not allowed."""
     check_name("model", note.model)
     check_name("annotator", note.annotator)
-    _index("layer", note.layer)
-    _index("head", note.head)
+    _index("layer", note.layer, 2**15 - 1)
+    _index("head", note.head, 2**15 - 1)
     _length("label", note.label, LABEL_LENGTH)
     _length("role", note.role, ROLE_LENGTH)
     _length("notes", note.notes, NOTES_LENGTH)
@@ -134,7 +134,7 @@ def check_feature(note: FeatureAnnotation) -> None:
     """ConfigError naming the first field that holds what is not allowed."""
     check_name("sae", note.sae)
     check_name("annotator", note.annotator)
-    _index("feature", note.feature)
+    _index("feature", note.feature, 2**31 - 1)
     _length("label", note.label, LABEL_LENGTH)
     _length("notes", note.notes, NOTES_LENGTH)
     one_of("interpretability", note.interpretability, (*INTERPRETABILITY, None))
