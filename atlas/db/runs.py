@@ -1,0 +1,168 @@
+"""Runs: made from a plan, joined, listed, and which of their steps wait for a message to a worker."""
+
+import hashlib
+import secrets
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+
+from sqlalchemy import and_, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from atlas.db.leases import ACTIVE, changed, release_left, steps
+from atlas.db.models import Run, RunStep
+from atlas.db.rows import PlanLike, RunRow, StepLike, StepRow, run_row, step_row
+from atlas.db.session import clock, reading, writing
+from atlas.db.states import ENDED, FINISHED, run_status
+from atlas.errors import ConfigError, ConflictError, one_of
+from atlas.settings import Settings
+
+
+def plan_digest(plan: PlanLike) -> str:
+    """SHA-256 over the names and digests of all steps: equal for plans that make the same things."""
+    lines = sorted(f"{step.name} {step.digest}" for step in plan.steps)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _check_plan(plan: PlanLike) -> None:
+    seen: set[str] = set()
+    for step in plan.steps:
+        one_of("queue", step.queue, ("cpu", "gpu", "io"))
+        for need in step.needs:
+            one_of(f"step {step.name!r} comes before or without what it needs:", need, sorted(seen))
+        if step.name in seen:
+            raise ConfigError(f"step {step.name!r} is in the plan twice; names must be unique")
+        seen.add(step.name)
+
+
+def _new_step(run_id: str, position: int, step: StepLike, states: Mapping[str, str]) -> RunStep:
+    return RunStep(
+        run_id=run_id,
+        name=step.name,
+        position=position,
+        kind=step.kind,
+        digest=step.digest,
+        queue=step.queue,
+        needs=list(step.needs),
+        status=states[step.name],
+        done=0,
+        total=0,
+        message="",
+        attempts=0,
+    )
+
+
+def _first_states(plan: PlanLike, current: Collection[str]) -> dict[str, str]:
+    states: dict[str, str] = {}
+    for step in plan.steps:
+        waits = any(states[need] not in FINISHED for need in step.needs)
+        states[step.name] = "skipped" if step.name in current else "pending" if waits else "ready"
+    return states
+
+
+def create_run(
+    settings: Settings, plan: PlanLike, *, executor: str = "local", current: Collection[str] = ()
+) -> RunRow:
+    """Record a run of a plan, or join the one of the same plan that is already under way.
+
+    Steps named in ``current`` have their outputs already and start as skipped. ``executor`` is ``local``
+    (this process) or ``queue`` (workers); joining moves the run to it. Raises ConfigError for a plan whose
+    steps do not follow from each other, ConflictError while a run of the same plan is being cancelled.
+    """
+    one_of("executor", executor, ("local", "queue"))
+    _check_plan(plan)
+    digest = plan_digest(plan)
+    try:
+        with writing(settings) as session:
+            found = _active(session, digest)
+            if found is None:
+                found = _insert_run(session, plan, digest, executor, current)
+            found.executor = executor
+            run_id = found.id
+    except IntegrityError:
+        # Somebody else recorded the same plan between our look and our insert.
+        return create_run(settings, plan, executor=executor, current=current)
+    return load_run(settings, run_id)
+
+
+def _active(session: Session, digest: str) -> Run | None:
+    """The run of this plan that is under way, its abandoned steps made ready."""
+    query = select(Run).where(Run.digest == digest, Run.status.in_(ACTIVE)).with_for_update()
+    found = session.scalars(query).one_or_none()
+    if found is None:
+        return None
+    release_left(session, found, clock(session))
+    if found.status in ACTIVE and found.cancel_requested:
+        raise ConflictError(f"run {found.id} of the same plan is still stopping; wait for it: atlas status")
+    return found if found.status in ACTIVE else None
+
+
+def _insert_run(
+    session: Session, plan: PlanLike, digest: str, executor: str, current: Collection[str]
+) -> Run:
+    now = clock(session)
+    states = _first_states(plan, current)
+    status = run_status(states.values(), "pending")
+    run = Run(
+        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+        digest=digest,
+        name=plan.config.release_name,
+        executor=executor,
+        config_json=plan.config.to_json(),
+        status=status,
+        created_at=now,
+        finished_at=now if status in ENDED else None,
+        cancel_requested=False,
+    )
+    session.add(run)
+    session.flush()
+    session.add_all(_new_step(run.id, i, step, states) for i, step in enumerate(plan.steps))
+    return run
+
+
+def list_runs(settings: Settings, *, limit: int = 50) -> list[RunRow]:
+    """The most recent runs, newest first, without their steps."""
+    with reading(settings) as session:
+        rows = session.scalars(select(Run).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit))
+        return [run_row(row) for row in rows]
+
+
+def load_run(settings: Settings, run_id: str) -> RunRow:
+    """One run with its steps in the plan's order; ConfigError when there is none of this id."""
+    with reading(settings) as session:
+        run = session.get(Run, run_id)
+        if run is None:
+            raise ConfigError(f"run {run_id!r} does not exist; see: atlas status")
+        return run_row(run, steps(session, run_id))
+
+
+def ready_steps(settings: Settings, run_id: str) -> list[StepRow]:
+    """The steps of a run that could be claimed now, in the plan's order."""
+    return [step for step in load_run(settings, run_id).steps if step.status == "ready"]
+
+
+def mark_enqueued(settings: Settings, run_id: str, names: Collection[str]) -> None:
+    """Note that a message for each of these steps was sent."""
+    with writing(settings) as session:
+        where = and_(RunStep.run_id == run_id, RunStep.name.in_(names), RunStep.status == "ready")
+        changed(session, where, enqueued_at=clock(session))
+
+
+def unsent_steps(settings: Settings, *, resend_after: float) -> list[StepRow]:
+    """Ready steps of queued runs for which no message was sent, or none for ``resend_after`` seconds."""
+    with reading(settings) as session:
+        old = clock(session) - timedelta(seconds=resend_after)
+        query = (
+            select(RunStep)
+            .join(Run, Run.id == RunStep.run_id)
+            .where(Run.executor == "queue", Run.status.in_(ACTIVE), RunStep.status == "ready")
+            .where(or_(RunStep.enqueued_at.is_(None), RunStep.enqueued_at < old))
+        )
+        return [step_row(row) for row in session.scalars(query)]
+
+
+def active_runs(settings: Settings, *, executor: str) -> list[RunRow]:
+    """Runs under way of one executor, oldest first, without their steps."""
+    query = select(Run).where(Run.executor == executor, Run.status.in_(ACTIVE)).order_by(Run.created_at)
+    with reading(settings) as session:
+        return [run_row(row) for row in session.scalars(query)]
