@@ -1,0 +1,1 @@
+"""Language models: load one (bundled, local folder, hub), read and replace its activations."""

@@ -1,0 +1,45 @@
+"""How torch runs on this machine: device, threads, memory."""
+
+import ctypes
+import sys
+from contextlib import suppress
+
+import torch
+
+from atlas.errors import ConfigError
+from atlas.settings import Settings
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _ONE_GB = -3, -1, 1 << 30
+
+
+def prepare_torch(settings: Settings) -> torch.device:
+    """Set threads and the allocator, and return the device that ``ATLAS_DEVICE`` names.
+
+    glibc gives every tensor above 32 MB back to the system and asks for it anew, page by page. Keeping
+    freed memory makes a forward pass of a small model about twice as fast on a CPU.
+
+    Raises:
+        ConfigError: the device is unknown to torch or not on this machine.
+    """
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(_M_MMAP_THRESHOLD, _ONE_GB)
+            libc.mallopt(_M_TRIM_THRESHOLD, _ONE_GB)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return _device(settings.device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"ATLAS_DEVICE={name!r} cannot be used; allowed: auto, cpu, cuda, cuda:N ({reason})"
+        ) from None
+    return device
