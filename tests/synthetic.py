@@ -23,13 +23,13 @@ MODEL = "synthetic"
 D_HEAD = 8
 K = 4
 HOSTILE = [
-    "<script>alert(1)</script>", "</style><b>", "&amp;", "a'b\"c", "$x_1$", "**bold**", "\u202eright", "\U0001f419",
-    "\t", "\x00", "'; DROP TABLE x; --", "{{0}}", "\ufffd",
+    "<script>alert(1)</script>", "</style><b>", "&amp;", "a'b\"c", "$x_1$", "**bold**", "\u202eright",
+    "\U0001f419", "\t", "\x00", "'; DROP TABLE x; --", "{{0}}", "\ufffd",
 ]  # fmt: skip
-WORDS = (
-    "the of def return self import class if for in not is None True list dict str int value name file path open "
-    "read write key error raise try with as lambda yield and or pass while data test index cat dog ran sat on mat"
-).split()
+WORDS = """
+the of def return self import class if for in not is None True list dict str int value name file path open read
+write key error raise try with as lambda yield and or pass while data test index cat dog ran sat on mat
+""".split()  # noqa: SIM905
 
 
 class World(NamedTuple):
@@ -158,7 +158,7 @@ def _model_rows(world: World) -> list[dict]:
     return [{
         "model": MODEL, "processing": "raw", "n_layers": world.n_layers, "n_heads": world.n_heads,
         "d_model": world.n_heads * D_HEAD, "d_head": D_HEAD, "d_vocab": len(world.texts),
-        "n_ctx": world.tokens.shape[1], "source": "bundled", "digest": hashlib.sha256(b"synthetic").hexdigest(),
+        "n_ctx": world.tokens.shape[1], "source": "bundled", "digest": hashlib.sha256(b"").hexdigest(),
     }]  # fmt: skip
 
 
@@ -200,7 +200,8 @@ def _metric_row(world: World, sae: Encoded, split: str) -> dict:
 
 def _training_rows(sae: Encoded) -> list[dict]:
     return [{
-        "sae": sae.name, "step": step, "tokens": step * 1000, "loss": 5 * 0.97**step + 1, "mse_loss": 5 * 0.97**step + 1,
+        "sae": sae.name, "step": step, "tokens": step * 1000, "loss": 5 * 0.97**step + 1,
+        "mse_loss": 5 * 0.97**step + 1,
         "sparsity_loss": 0.0, "aux_loss": 0.0, "l0": 4.0, "variance_explained": 1 - 0.9 * 0.97**step,
         "dead_fraction": 0.03, "lr": 1e-3,
     } for step in range(0, 101, 10)]  # fmt: skip
@@ -245,7 +246,8 @@ def _feature_row(sae: Encoded, feature: int, fires: Firing, logits: np.ndarray, 
     std = logits.std()
     return {
         "sae": sae.name, "feature": feature, "n_active": n, "density": n / sae.acts[:, 1:, 0].size,
-        "max_activation": fires.value.max() if n else 0.0, "mean_activation": fires.value.mean() if n else None,
+        "max_activation": fires.value.max() if n else 0.0,
+        "mean_activation": fires.value.mean() if n else None,
         "quantiles": np.quantile(fires.value, np.linspace(0, 1, 11)).tolist() if n else None,
         "encoder_norm": norms[0], "decoder_norm": norms[1],
         "encoder_decoder_cosine": float(enc @ dec / (norms[0] * norms[1])), "bias": sae.b_enc[feature],

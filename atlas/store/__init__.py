@@ -1,0 +1,1 @@
+"""Tables on disk: atomic files, Parquet, published DuckDB releases, and SQL over them."""

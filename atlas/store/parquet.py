@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,7 +12,7 @@ from atlas.errors import StoreError
 from atlas.store.atomic import atomic_file
 from atlas.tables import Table, table
 
-Batches = pa.Table | Iterable[pa.Table | pa.RecordBatch]
+Batches: TypeAlias = pa.Table | Iterable[pa.Table | pa.RecordBatch]
 
 
 def conform(batch: pa.Table | pa.RecordBatch, declared: Table) -> pa.Table:
