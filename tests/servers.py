@@ -1,0 +1,208 @@
+"""Real servers for tests: a Redis and a PostgreSQL on free loopback ports, gone when the session ends.
+
+Import the fixtures into a test module that needs them: ``from tests.servers import database``.
+"""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+import redis
+
+from atlas.db.engine import close_engines
+from atlas.db.schema import upgrade
+from atlas.settings import Settings, load_settings
+from tests.conftest import need
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(what: str, ready: Callable[[], object], seconds: float = 30) -> None:
+    """Poll until ``ready()`` is true; fail the test by name when it never is."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            pytest.fail(f"{what}: not within {seconds:g} s")
+        time.sleep(0.05)
+
+
+def stop(process: "subprocess.Popen[bytes]", seconds: float = 20) -> None:
+    """End a process that a test started, gently first."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class RedisServer:
+    """A Redis that can be stopped and started again on the same port."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.process = subprocess.Popen(
+            ["redis-server", *options], cwd=tempfile.gettempdir(), stdout=subprocess.DEVNULL
+        )
+        wait_until("redis answers", self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url) as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def stop(self) -> None:
+        if self.process is not None:
+            stop(self.process)
+
+
+def _postgres_bin() -> Path | None:
+    on_path = shutil.which("initdb")
+    if on_path:
+        return Path(on_path).parent
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return found[-1].parent if found else None
+
+
+def _unprivileged() -> dict[str, object]:
+    """Popen arguments: PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return {}
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    user = "postgres" if "postgres" in names else "nobody"
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+
+
+class PostgresServer:
+    """A PostgreSQL cluster in a temporary folder; ``database()`` makes a fresh database in it."""
+
+    def __init__(self, bin_folder: Path) -> None:
+        self.bin = bin_folder
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="atlas-pg-"))
+        self.as_user = _unprivileged()
+        self.process: subprocess.Popen[bytes] | None = None
+        if self.as_user:
+            shutil.chown(self.folder, str(self.as_user["user"]))
+        self._run(
+            "initdb", "-D", str(self.folder / "data"), "-U", "atlas", "-E", "UTF8", "--auth=trust", "-N"
+        )
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self.bin / program), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False, **self.as_user)
+        if done.returncode:
+            pytest.fail(f"{program}: {done.stderr}")
+
+    def start(self) -> None:
+        settings = {
+            "fsync": "off",
+            "max_connections": "60",
+            "shared_buffers": "16MB",
+            "unix_socket_directories": "",
+            "listen_addresses": "127.0.0.1",
+        }
+        command = [str(self.bin / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)]
+        for key, value in settings.items():
+            command += ["-c", f"{key}={value}"]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **self.as_user)
+        wait_until("postgres answers", self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            self.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def execute(self, statement: str) -> None:
+        where = f"host=127.0.0.1 port={self.port} user=atlas dbname=postgres connect_timeout=5"
+        with psycopg.connect(where, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def database(self) -> str:
+        name = f"atlas_{uuid4().hex[:12]}"
+        self.execute(f"CREATE DATABASE {name}")
+        return f"postgresql://atlas:not-shown@127.0.0.1:{self.port}/{name}"
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(2)  # fast shutdown: connections are dropped
+            stop(self.process)
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A running Redis."""
+    need(shutil.which("redis-server"), "redis-server")
+    server = RedisServer()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def broker(redis_server: RedisServer) -> str:
+    """The URL of an empty Redis."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running PostgreSQL."""
+    folder = _postgres_bin()
+    need(folder, "postgresql (initdb)")
+    assert folder is not None
+    server = PostgresServer(folder)
+    server.start()
+    yield server
+    close_engines()
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    """Settings of a database without any table, once on each kind of database."""
+    settings = load_settings({"ATLAS_HOME": str(tmp_path / "home")})
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres_server")
+        settings = replace(settings, database_url=server.database())
+    yield settings
+    close_engines()
+
+
+@pytest.fixture
+def database(empty_database: Settings) -> Settings:
+    """Settings of a database at the newest schema, once on each kind of database."""
+    upgrade(empty_database)
+    return empty_database

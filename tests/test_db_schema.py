@@ -1,0 +1,161 @@
+# ruff: noqa: F401, F811 (fixtures are imported and then asked for by name)
+"""Migrations lead to the declared tables, forward and back, on both databases."""
+
+import multiprocessing
+import stat
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import CheckConstraint, inspect, text
+
+from atlas.db import schema
+from atlas.db.annotations import load_head, save_head
+from atlas.db.engine import close_engines, engine_for, parse_url
+from atlas.db.models import Base
+from atlas.db.notes import HeadAnnotation
+from atlas.errors import AtlasError, ConfigError, DatabaseError
+from atlas.settings import load_settings
+from tests.servers import database, empty_database, postgres_server
+
+NEWEST = schema.newest_revision()
+
+
+def tables(settings):
+    return set(inspect(engine_for(settings.database_url)).get_table_names())
+
+
+def test_up_down_up(empty_database):
+    declared = set(Base.metadata.tables)
+    assert schema.current_revision(empty_database) is None
+    assert schema.upgrade(empty_database) == NEWEST
+    assert tables(empty_database) == declared | {"alembic_version"}
+    assert schema.downgrade(empty_database, "0001") == "0001"
+    assert tables(empty_database) == declared - {"runs", "run_steps"} | {"alembic_version"}
+    assert schema.downgrade(empty_database, "base") == "base"
+    assert tables(empty_database) == {"alembic_version"}
+    assert schema.upgrade(empty_database) == NEWEST
+    assert schema.check(empty_database) == NEWEST
+
+
+def test_migrated_schema_is_the_declared_one(database):
+    assert schema.differences(database) == []
+    found = inspect(engine_for(database.database_url))
+    for name, table in Base.metadata.tables.items():
+        columns = {c["name"]: c["nullable"] for c in found.get_columns(name)}
+        assert columns == {c.name: c.nullable for c in table.columns}, name
+        checks = {c["name"] for c in found.get_check_constraints(name)}
+        declared = {c.name for c in table.constraints if isinstance(c, CheckConstraint)}
+        assert checks == declared, name
+
+
+def test_a_difference_is_seen(database):
+    with engine_for(database.database_url).begin() as connection:
+        connection.execute(text("ALTER TABLE runs ADD COLUMN surplus INTEGER"))
+    assert "surplus" in schema.differences(database)[0]
+
+
+def test_downgrade_of_runs_keeps_annotations(database):
+    save_head(database, HeadAnnotation("m", 0, 1, "me", label="kept"), 0)
+    schema.downgrade(database, "0001")
+    schema.upgrade(database)
+    found = load_head(database, "m", 0, 1, "me")
+    assert found is not None
+    assert found.label == "kept"
+
+
+def test_server_is_never_changed_unasked(postgres_server, tmp_path):
+    settings = replace(load_settings({"ATLAS_HOME": str(tmp_path)}), database_url=postgres_server.database())
+    with pytest.raises(DatabaseError, match="run: atlas db upgrade") as caught:
+        load_head(settings, "m", 0, 0, "me")
+    assert "not-shown" not in str(caught.value)
+    assert tables(settings) == set()
+    schema.upgrade(settings)
+    assert load_head(settings, "m", 0, 0, "me") is None
+    close_engines()
+
+
+def test_embedded_database_is_made_when_first_used(tmp_path):
+    settings = load_settings({"ATLAS_HOME": str(tmp_path / "not" / "yet")})
+    assert load_head(settings, "m", 0, 0, "me") is None
+    assert schema.check(settings) == NEWEST
+    with engine_for(settings.database_url).connect() as connection:
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+        assert connection.scalar(text("PRAGMA busy_timeout")) == 30_000
+
+
+def test_newer_schema_is_refused(database):
+    with engine_for(database.database_url).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for action in (schema.check, schema.upgrade, lambda s: schema.downgrade(s, "base")):
+        with pytest.raises(DatabaseError, match="'9999', which this version does not know"):
+            action(database)
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///:memory:", "mysql://me:secret@h/d", "nonsense:secret"]
+)
+def test_unusable_url(url):
+    with pytest.raises(ConfigError, match="allowed: sqlite:///FILE") as caught:
+        parse_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_unreachable_server_is_one_line():
+    url = "postgresql://me:secret@127.0.0.1:1/atlas"
+    settings = replace(load_settings({}), database_url=url)
+    with pytest.raises(DatabaseError) as caught:
+        load_head(settings, "m", 0, 0, "me")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1" in str(caught.value)
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    settings = load_settings({"ATLAS_HOME": str(tmp_path / "file" / "home")})
+    with pytest.raises(DatabaseError, match="cannot be made"):
+        schema.upgrade(settings)
+
+
+def test_file_that_is_no_database(tmp_path):
+    path = tmp_path / "atlas.sqlite"
+    path.write_bytes(b"certainly not a database" * 100)
+    path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    settings = load_settings({"ATLAS_HOME": str(tmp_path)})
+    with pytest.raises(AtlasError, match="not a database"):
+        load_head(settings, "m", 0, 0, "me")
+
+
+def test_unknown_revision(database):
+    with pytest.raises(DatabaseError, match="schema 'nope' cannot be reached"):
+        schema.upgrade(database, "nope")
+    with pytest.raises(DatabaseError, match="schema 'nope' cannot be reached"):
+        schema.downgrade(database, "nope")
+
+
+def _upgrade_in_child(settings, gate, results):
+    gate.wait()
+    try:
+        schema.ensure_schema(settings) if settings.database_url.startswith("sqlite") else schema.upgrade(
+            settings
+        )
+        results.put("ok")
+    except Exception as error:  # noqa: BLE001
+        results.put(repr(error))
+
+
+def test_processes_that_upgrade_at_once(empty_database):
+    close_engines()
+    context = multiprocessing.get_context("spawn")
+    gate, results = context.Barrier(4), context.Queue()
+    children = [
+        context.Process(target=_upgrade_in_child, args=(empty_database, gate, results)) for _ in range(4)
+    ]
+    for child in children:
+        child.start()
+    answers = [results.get(timeout=60) for _ in children]
+    for child in children:
+        child.join()
+    assert answers == ["ok"] * 4
+    assert schema.check(empty_database) == NEWEST
