@@ -65,13 +65,11 @@ def build_file(
         connection = duckdb.connect(str(path))
         try:
             connection.execute(f"SET temp_directory = {literal(path.with_suffix('.tmp'))}")
+            _declare(connection)
             manifest = [
                 (name, *_build_table(connection, declared, tables.get(name, ())))
                 for name, declared in TABLES.items()
             ]
-            for view in VIEWS:
-                connection.execute(view.create)
-                connection.execute(f"COMMENT ON VIEW {view.name} IS {literal(view.meaning)}")
             digest = release_digest(manifest, provenance)
             _write_manifest(connection, manifest)
             _write_provenance(connection, {**provenance, **stamp, "release_digest": digest})
@@ -108,17 +106,27 @@ def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     return {name: (rows, digest) for name, rows, digest in found}
 
 
+def _declare(connection: duckdb.DuckDBPyConnection) -> None:
+    """Every table and view with its comments, empty, in one transaction (each alone would sync the disk)."""
+    connection.execute("BEGIN")
+    for table in TABLES.values():
+        columns = ", ".join(
+            f'"{c.name}" {sql_type(c.type)}{"" if c.nullable else " NOT NULL"}' for c in table.columns
+        )
+        connection.execute(f"CREATE TABLE {table.name} ({columns})")
+        connection.execute(f"COMMENT ON TABLE {table.name} IS {literal('One row per ' + table.row)}")
+        for column in table.columns:
+            name = f'{table.name}."{column.name}"'
+            connection.execute(f"COMMENT ON COLUMN {name} IS {literal(column_comment(column))}")
+    for view in VIEWS:
+        connection.execute(view.create)
+        connection.execute(f"COMMENT ON VIEW {view.name} IS {literal(view.meaning)}")
+    connection.execute("COMMIT")
+
+
 def _build_table(
     connection: duckdb.DuckDBPyConnection, declared: Table, parts: Sequence[Path]
 ) -> tuple[int, str]:
-    columns = ", ".join(
-        f'"{c.name}" {sql_type(c.type)}{"" if c.nullable else " NOT NULL"}' for c in declared.columns
-    )
-    connection.execute(f"CREATE TABLE {declared.name} ({columns})")
-    connection.execute(f"COMMENT ON TABLE {declared.name} IS {literal('One row per ' + declared.row)}")
-    for column in declared.columns:
-        name = f'{declared.name}."{column.name}"'
-        connection.execute(f"COMMENT ON COLUMN {name} IS {literal(column_comment(column))}")
     if parts:
         names = ", ".join(f'"{c.name}"' for c in declared.columns)
         files = ", ".join(literal(part) for part in parts)

@@ -34,7 +34,7 @@ def open_release(path: Path, *, threads: int | None = None) -> duckdb.DuckDBPyCo
             connection.execute(f"SET threads = {int(threads)}")
         connection.execute(f"ATTACH {literal(path)} AS {ALIAS} (READ_ONLY)")
         connection.execute(f"USE {ALIAS}")
-        connection.execute("SELECT 1 FROM manifest LIMIT 1")
+        connection.execute("SELECT 1 FROM manifest LIMIT 1").fetchall()
     except duckdb.Error as error:
         connection.close()
         raise StoreError(f"cannot open release {path}: {str(error).splitlines()[0]}") from None

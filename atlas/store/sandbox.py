@@ -108,8 +108,8 @@ def run_sql(
     """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) over a release joined with ``annotations``.
 
     Returns at most ``rows`` rows and 64 MB. Raises QueryError for a statement that is refused, fails, or
-    runs past ``seconds`` or ``memory``; Cancelled when ``cancel`` is set meanwhile; StoreError if the release is
-    missing.
+    runs past ``seconds`` or ``memory``; Cancelled when ``cancel`` is set meanwhile; StoreError
+    if the release is missing.
     """
     if not Path(release_path).is_file():
         raise StoreError(f"release {release_path} does not exist")

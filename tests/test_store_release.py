@@ -1,0 +1,310 @@
+"""A release is built whole, verified, versioned, and never disturbs the one before it."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from atlas.errors import ConflictError, StoreError
+from atlas.store import atomic, build, release
+from atlas.store.connection import cursor, open_release
+from atlas.store.parquet import write_table
+from atlas.tables import TABLES
+from tests.synthetic import build_synthetic_release, synthetic_rows, to_arrow
+
+WHO = {"seed": "0"}
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    return build_synthetic_release(tmp_path_factory.mktemp("releases"), n_layers=2, d_sae=16, n_blocks=12)
+
+
+@pytest.fixture()
+def part(tmp_path):
+    return vocab(tmp_path / "parts" / "vocab.parquet", range(6))
+
+
+def vocab(path, tokens):
+    tokens = list(tokens)
+    data = {"model": ["m"] * len(tokens), "token": pa.array(tokens, pa.int32())}
+    data |= {"text": [f"t{t}" for t in tokens], "bytes": [b"%d" % t for t in tokens]}
+    write_table(path, "vocab", pa.table(data))
+    return path
+
+
+def files(folder):
+    return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+
+
+def rows(path, query):
+    connection = open_release(path)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def test_every_table_is_stored_as_it_was_given(synthetic):
+    wanted = synthetic_rows(0, 2, 4, 16, 12, 32)
+    connection = open_release(synthetic)
+    for name, table in TABLES.items():
+        found = connection.sql(f"SELECT * FROM {name}").to_arrow_table()
+        assert found.cast(table.schema).equals(to_arrow(name, wanted[name])), name
+        assert found.num_rows > 0, name
+
+
+def test_manifest_and_provenance(synthetic):
+    manifest = build.read_manifest(synthetic)
+    assert set(manifest) == set(TABLES)
+    assert manifest["models"][0] == 1
+    provenance = build.read_provenance(synthetic)
+    assert provenance["release"] == "synthetic"
+    assert provenance["release_version"] == "1"
+    assert json.loads(provenance["config"])["n_layers"] == 2
+
+
+def test_comments_carry_meaning_and_unit(synthetic):
+    found = dict(rows(synthetic, "SELECT table_name, comment FROM duckdb_tables()"))
+    assert found["docs"] == "One row per block of the analysed text"
+    query = "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = 'sae_metrics'"
+    assert dict(rows(synthetic, query))["kl"] == "mean KL(p_clean || p_spliced) [nats]"
+    query = "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL AND table_name IN (SELECT table_name FROM manifest)"
+    assert rows(synthetic, query) == [(0,)]
+
+
+def test_synthetic_release_is_true_to_the_definitions(synthetic):
+    """Shares and FVE sum to 1; DFA plus bias is the pre-activation; kept sources sum within their head."""
+    ones = rows(synthetic, "SELECT sum(decoder_share), sum(fve) FROM head_attribution GROUP BY sae, feature")
+    assert all(abs(a - 1) < 1e-5 and abs(b - 1) < 1e-5 for a, b in ones)
+    query = "SELECT max(abs(list_sum(by_head) + bias_term - pre_activation)) FROM dfa"
+    assert rows(synthetic, query)[0][0] < 1e-4
+    query = """SELECT max(abs(d.pre_activation - e.activation)) FROM dfa d
+               JOIN examples e USING (sae, feature, example_group, rank)"""
+    assert rows(synthetic, query)[0][0] == 0
+    query = "SELECT count(*) FROM examples e JOIN docs USING (block) WHERE e.position >= len(tokens) OR e.position = 0"
+    assert rows(synthetic, query) == [(0,)]
+    best = rows(synthetic, "SELECT layer, head, arg_max(score, value) FROM head_scores GROUP BY ALL ORDER BY ALL")
+    styles = {(layer, head): score for layer, head, score in best}
+    assert styles[0, 0] == "previous_token"
+    assert styles[0, 1] == "duplicate_token"
+    assert styles[1, 1] == "induction"
+    assert styles[1, 2] == "first_token"
+
+
+def test_head_features_ranks_each_head(synthetic):
+    query = """SELECT feature FROM head_features WHERE layer = 1 AND head = 2 AND decoder_rank < 5 ORDER BY decoder_rank"""
+    wanted = """SELECT feature FROM head_attribution a JOIN features f USING (sae, feature) JOIN saes USING (sae)
+                WHERE layer = 1 AND a.head = 2 ORDER BY f.alive DESC, decoder_share DESC LIMIT 5"""
+    assert rows(synthetic, query) == rows(synthetic, wanted)
+    query = """SELECT count(*), count(DISTINCT fve_rank), max(fve_rank) FROM head_features WHERE layer = 0 AND head = 0"""
+    assert rows(synthetic, query) == [(16, 16, 15)]
+
+
+def test_sae_summary_has_one_row_per_sae(synthetic):
+    wanted = rows(synthetic, "SELECT sae FROM saes ORDER BY ALL")
+    assert rows(synthetic, "SELECT sae FROM sae_summary WHERE l0 IS NOT NULL ORDER BY ALL") == wanted
+
+
+@given(st.permutations(range(6)), st.lists(st.integers(0, 6), max_size=3))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_split_into_parts_gives_the_same_release(tmp_path_factory, part, order, places):
+    """Rows dealt over parts in any way are the same content, sorted the same."""
+    folder = tmp_path_factory.mktemp("split")
+    edges = [0, *sorted(places), 6]
+    parts = [
+        vocab(folder / f"{i}.parquet", sorted(order[a:b]))
+        for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+    ]
+    one = release.publish(folder / "one", "r", {"vocab": [part]}, WHO)
+    many = release.publish(folder / "many", "r", {"vocab": parts}, WHO)
+    assert one.digest == many.digest
+    assert build.read_manifest(one.path) == build.read_manifest(many.path)
+    assert rows(many.path, "SELECT token FROM vocab") == [(t,) for t in range(6)]
+
+
+def test_same_content_keeps_the_version_and_new_content_makes_one(tmp_path, part):
+    first = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    again = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    assert first == again
+    assert files(tmp_path / "r") == ["current.json", "x-v0001.duckdb"]
+    other = release.publish(tmp_path / "r", "x", {"vocab": [part]}, {"seed": "1"})
+    assert (other.version, other.path.name) == (2, "x-v0002.duckdb")
+    assert release.current(tmp_path / "r", "x") == other
+    assert [(r.label, r.current) for r in release.list_releases(tmp_path / "r")] == [("x@1", False), ("x@2", True)]
+    assert release.current(tmp_path / "r", "x@1").digest == first.digest
+    pointer = json.loads((tmp_path / "r" / "x" / "current.json").read_text())
+    assert pointer["file"] == "x-v0002.duckdb"
+    assert pointer["digest"] == other.digest
+
+
+def test_current_is_the_last_published_of_all(tmp_path, part):
+    for name in ("b", "a", "c"):
+        release.publish(tmp_path / "r", name, {"vocab": [part]}, WHO)
+    assert release.current(tmp_path / "r").name == "c"
+    assert release.current(tmp_path / "r", "a").name == "a"
+
+
+def test_unknown_release_names_the_existing(tmp_path, part):
+    with pytest.raises(StoreError, match="existing: none yet"):
+        release.current(tmp_path / "r")
+    release.publish(tmp_path / "r", "a", {"vocab": [part]}, WHO)
+    with pytest.raises(StoreError, match="no release 'b' in .*; existing: a"):
+        release.current(tmp_path / "r", "b")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "x" * 65])
+def test_names_that_are_no_folder_are_refused(tmp_path, part, name):
+    with pytest.raises(StoreError, match="not allowed"):
+        release.publish(tmp_path / "r", name, {"vocab": [part]}, WHO)
+
+
+def test_a_key_in_two_parts_is_refused_and_the_old_release_stays(tmp_path, part):
+    old = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    twice = vocab(tmp_path / "parts" / "more.parquet", [5, 6])
+    with pytest.raises(StoreError, match="table 'vocab': row 6 repeats a key \\(model='m', token=5\\)"):
+        release.publish(tmp_path / "r", "x", {"vocab": [part, twice]}, WHO)
+    assert files(tmp_path / "r") == ["current.json", "x-v0001.duckdb"]
+    assert release.current(tmp_path / "r") == old
+
+
+def test_parts_of_another_table_or_damaged_are_refused(tmp_path, part):
+    with pytest.raises(StoreError, match="table 'saes' of this version is"):
+        release.publish(tmp_path / "r", "x", {"saes": [part]}, WHO)
+    with pytest.raises(StoreError, match="table 'nope' is not known"):
+        release.publish(tmp_path / "r", "x", {"nope": [part]}, WHO)
+    with pytest.raises(StoreError, match="cannot read"):
+        release.publish(tmp_path / "r", "x", {"vocab": [tmp_path / "gone.parquet"]}, WHO)
+    half = tmp_path / "half.parquet"
+    half.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(StoreError, match="cannot read"):
+        release.publish(tmp_path / "r", "x", {"vocab": [half]}, WHO)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("place", ["build_file", "fsync_path", "replace", "pointer"])
+def test_full_disk_at_any_moment_leaves_the_old_release(tmp_path, part, monkeypatch, place):
+    old = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if place == "build_file":
+        monkeypatch.setattr(build, "_verify", full)
+    elif place == "fsync_path":
+        monkeypatch.setattr(atomic, "fsync_path", full)
+    elif place == "replace":
+        monkeypatch.setattr(Path, "replace", full)
+    else:
+        monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StoreError, match="No space left on device") as caught:
+        release.publish(tmp_path / "r", "x", {"vocab": [part]}, {"seed": "1"})
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert files(tmp_path / "r") == ["current.json", "x-v0001.duckdb"]
+    assert release.current(tmp_path / "r") == old
+    assert rows(old.path, "SELECT count(*) FROM vocab") == [(6,)]
+
+
+def test_duckdb_running_out_of_disk_is_one_line(tmp_path, part, monkeypatch):
+    def full(*args, **kwargs):
+        raise duckdb.IOException("IO Error: Could not write all bytes to file: wanted=4096 wrote=0\nmore")
+
+    monkeypatch.setattr(build, "_build_table", full)
+    with pytest.raises(StoreError, match="cannot build release .*Could not write all bytes") as caught:
+        release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    assert "\n" not in str(caught.value)
+    assert files(tmp_path / "r") == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_read_only_folder(tmp_path, part):
+    old = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    (tmp_path / "r" / "x").chmod(0o555)
+    with pytest.raises(StoreError, match="Permission denied"):
+        release.publish(tmp_path / "r", "x", {"vocab": [part]}, {"seed": "1"})
+    assert release.current(tmp_path / "r") == old
+
+
+def test_read_only_file_system(tmp_path, part, monkeypatch):
+    old = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StoreError, match="Read-only file system"):
+        release.publish(tmp_path / "r", "x", {"vocab": [part]}, {"seed": "1"})
+    monkeypatch.undo()
+    assert release.current(tmp_path / "r") == old
+
+
+def test_second_publisher_is_refused(tmp_path, part):
+    release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    with (
+        atomic.lock(tmp_path / "r" / "x" / ".lock"),
+        pytest.raises(ConflictError, match=f"held by process {os.getpid()}"),
+    ):
+        release.publish(tmp_path / "r", "x", {"vocab": [part]}, {"seed": "1"})
+
+
+def test_reader_during_publish_keeps_its_data_and_a_new_one_sees_the_new(tmp_path, part):
+    old = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    reader = open_release(old.path)
+    longer = vocab(tmp_path / "parts" / "more.parquet", range(9))
+    new = release.publish(tmp_path / "r", "x", {"vocab": [longer]}, WHO)
+    assert reader.execute("SELECT count(*) FROM vocab").fetchone() == (6,)
+    assert cursor(reader).execute("SELECT count(*) FROM vocab").fetchone() == (6,)
+    assert rows(new.path, "SELECT count(*) FROM vocab") == [(9,)]
+
+
+def test_remove_old_and_current(tmp_path, part):
+    for seed in "012":
+        release.publish(tmp_path / "r", "x", {"vocab": [part]}, {"seed": seed})
+    with pytest.raises(ConflictError, match="x@3 is the current one; remove it with --force"):
+        release.remove(tmp_path / "r", "x@3")
+    with pytest.raises(StoreError, match="'x@9' does not exist; existing: x@1, x@2, x@3"):
+        release.remove(tmp_path / "r", "x@9")
+    release.remove(tmp_path / "r", "x@1")
+    release.remove(tmp_path / "r", "x@3", force=True)
+    assert release.current(tmp_path / "r", "x").label == "x@2"
+    release.remove(tmp_path / "r", "x@2", force=True)
+    assert release.list_releases(tmp_path / "r") == []
+    assert files(tmp_path / "r") == []
+
+
+def test_a_lost_pointer_or_a_damaged_one(tmp_path, part):
+    release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    (tmp_path / "r" / "x" / "current.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot read .*current.json"):
+        release.current(tmp_path / "r")
+
+
+def test_release_cannot_be_written_through_its_connection(synthetic):
+    before = synthetic.read_bytes()
+    connection = open_release(synthetic)
+    for statement in ("DELETE FROM saes", "CREATE TABLE x (y INT)", "DROP VIEW sae_summary"):
+        with pytest.raises(duckdb.Error, match="read-only"):
+            connection.execute(statement)
+    assert synthetic.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x" * 20_000])
+def test_missing_or_damaged_release(tmp_path, content):
+    path = tmp_path / "x-v0001.duckdb"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StoreError, match="x-v0001.duckdb") as caught:
+        open_release(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_with_quotes_in_the_path(tmp_path, part):
+    info = release.publish(tmp_path / "it's; DROP", "x", {"vocab": [part]}, WHO)
+    assert rows(info.path, "SELECT count(*) FROM vocab") == [(6,)]
