@@ -1,0 +1,327 @@
+"""Real worker processes, fed through a real Redis, with the database deciding who does what."""
+
+# ruff: noqa: F401, F811 (fixtures are imported and then asked for by name)
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from click.testing import CliRunner
+
+from atlas.cli.status import cancel, status
+from atlas.cli.worker import submit, wait, worker
+from atlas.db.engine import UnreachableError, close_engines
+from atlas.db.leases import claim_step
+from atlas.db.owner import new_owner
+from atlas.db.runs import create_run, load_run, unsent_steps
+from atlas.errors import AtlasError, Cancelled, ConfigError, ConflictError
+from atlas.queue import BrokerError, make_app, send_ready, send_steps
+from atlas.settings import load_settings
+from tests.servers import broker, database, empty_database, postgres_server, redis_server, wait_until
+from tests.workers_plan import attempts, diamond, fake_plan, install, outputs, step, write_plan
+from workers.steps import MAX_ATTEMPTS, housekeep, is_transient, run_one
+
+WORKER = Path(__file__).with_name("workers_plan.py")
+
+
+@pytest.fixture
+def settings(tmp_path, broker):
+    yield load_settings({"ATLAS_HOME": str(tmp_path / "home"), "ATLAS_BROKER_URL": broker})
+    close_engines()
+
+
+@pytest.fixture
+def fake_pipeline(monkeypatch):
+    for name in ("atlas.pipeline.plan", "atlas.pipeline.execute"):
+        monkeypatch.setitem(sys.modules, name, None)  # monkeypatch puts the real ones back
+    install()
+
+
+def start_worker(settings, *options):
+    environment = {
+        **os.environ,
+        "ATLAS_HOME": str(settings.home),
+        "ATLAS_BROKER_URL": settings.broker_url,
+        "ATLAS_DATABASE_URL": settings.database_url,
+    }
+    log = (settings.home / "worker.log").open("ab")
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), *options],
+        env=environment,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def workers(settings):
+    """Starts workers and ends what is left of them, children too."""
+    started = []
+
+    def start(*options):
+        settings.home.mkdir(parents=True, exist_ok=True)
+        started.append(start_worker(settings, *options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def states(settings, run_id):
+    return {s.name: s.status for s in load_run(settings, run_id).steps}
+
+
+def ended(settings, run_id):
+    return lambda: load_run(settings, run_id).ended
+
+
+def queued(broker):
+    with redis.Redis.from_url(broker) as client:
+        return {name: client.llen(name) for name in ("cpu", "gpu", "io")}
+
+
+def test_a_real_worker_carries_out_a_plan(settings, workers, capsys):
+    plan = fake_plan()
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    assert queued(settings.broker_url) == {"cpu": 1, "gpu": 0, "io": 0}
+    process = workers("--concurrency", "2")
+    run = wait(run_id, settings)
+    assert run.status == "done"
+    assert {s.status for s in run.steps} == {"done"}
+    assert [s.attempts for s in run.steps] == [1, 1, 1, 1]
+    assert all(s.peak_rss_mb and s.total == s.done == 3 for s in run.steps)
+    assert attempts(settings)[0] == "a"
+    assert attempts(settings)[-1] == "d"
+    assert outputs(settings) == ["a", "b", "c", "d"]
+    assert "d: done" in capsys.readouterr().err
+    # The parent forks children, so it must never have loaded torch.
+    assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def test_queues_are_served_by_those_who_said_so(settings, workers):
+    plan = fake_plan([step("a"), step("g", queue="gpu")])
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    workers("--queues", "cpu")
+    wait_until("a is done", lambda: states(settings, run_id)["a"] == "done")
+    time.sleep(0.5)
+    assert states(settings, run_id)["g"] == "ready"
+    assert queued(settings.broker_url)["gpu"] == 1
+    workers("--queues", "gpu,io")
+    wait_until("the run ends", ended(settings, run_id))
+    assert states(settings, run_id) == {"a": "done", "g": "done"}
+
+
+def test_a_killed_child_is_replaced_and_its_step_done_again(settings, workers):
+    plan = fake_plan(diamond(b="die:1"))
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    workers()
+    wait_until("the run ends", ended(settings, run_id), 60)
+    assert load_run(settings, run_id).status == "done"
+    assert attempts(settings).count("b") == 2
+    assert attempts(settings).count("a") == 1
+
+
+def test_a_killed_worker_is_replaced_by_another(settings, workers):
+    plan = fake_plan(diamond(a="slow:30"))
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    first = workers()
+    wait_until("a runs", lambda: states(settings, run_id)["a"] == "running")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    write_plan(settings, fake_plan())  # the second time it is quick
+    workers()
+    wait_until("the run ends", ended(settings, run_id), 60)
+    assert load_run(settings, run_id).status == "done"
+    assert attempts(settings).count("a") == 2
+
+
+def test_cancel_stops_a_running_step_soon(settings, workers):
+    plan = fake_plan(diamond(a="slow:60"))
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    workers()
+    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0)
+    environment = {"ATLAS_HOME": str(settings.home)}
+    said = CliRunner().invoke(status, [run_id], env={**environment, "COLUMNS": "200"})
+    assert "running" in said.output
+    assert "/s" in said.output
+    said = CliRunner().invoke(cancel, [run_id], env=environment)
+    assert "is stopping: a" in said.output
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        wait(run_id, settings)
+    assert time.monotonic() - started < 10
+    assert set(states(settings, run_id).values()) == {"cancelled"}
+    assert outputs(settings) == []
+
+
+def test_done_in_process_step_by_step(settings, fake_pipeline):
+    plan = fake_plan()
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    assert run_one(settings, run_id, "b") == "not mine"
+    assert run_one(settings, run_id, "a") == "done"
+    assert queued(settings.broker_url) == {"cpu": 1, "gpu": 1, "io": 1}
+    assert run_one(settings, run_id, "a") == "not mine"
+    assert attempts(settings) == ["a"]
+
+
+def test_bad_input_is_final_and_stops_only_what_needs_it(settings, fake_pipeline):
+    plan = fake_plan(diamond(b="bad_input"))
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    assert run_one(settings, run_id, "a") == "done"
+    assert run_one(settings, run_id, "b") == "failed"
+    assert states(settings, run_id) == {"a": "done", "b": "failed", "c": "ready", "d": "cancelled"}
+    assert run_one(settings, run_id, "c") == "done"
+    run = load_run(settings, run_id)
+    assert run.status == "failed"
+    assert run.error == "b: corpus 'x' is empty; allowed: at least one block"
+    with pytest.raises(AtlasError, match="corpus 'x' is empty"):
+        wait(run_id, settings)
+    assert attempts(settings).count("b") == 1
+
+
+def test_a_bug_is_final_and_recorded(settings, fake_pipeline):
+    plan = fake_plan([step("a", do="bug")])
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    assert run_one(settings, run_id, "a") == "failed"
+    assert load_run(settings, run_id).steps[0].error == "TypeError: a bug\nof two lines"
+
+
+def test_a_passing_failure_is_tried_again(settings, fake_pipeline):
+    plan = fake_plan([step("a", do="flaky:2")])
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    assert [run_one(settings, run_id, "a") for _ in range(4)] == ["failed", "failed", "done", "not mine"]
+    assert load_run(settings, run_id).status == "done"
+    assert queued(settings.broker_url)["cpu"] == 3
+
+
+def test_a_failure_that_never_passes_ends(settings, fake_pipeline):
+    plan = fake_plan([step("a", do="flaky:99")])
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    for _ in range(MAX_ATTEMPTS):
+        assert load_run(settings, run_id).status != "failed"
+        assert run_one(settings, run_id, "a") == "failed"
+    assert load_run(settings, run_id).status == "failed"
+
+
+def test_a_step_that_kills_its_holders_is_given_up(settings, fake_pipeline):
+    plan = fake_plan([step("a")])
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    for _ in range(MAX_ATTEMPTS):
+        assert claim_step(settings, run_id, "a", new_owner(), now=long_ago)
+        long_ago += timedelta(minutes=5)
+    assert run_one(settings, run_id, "a") == "failed"
+    assert "given up after 5 attempts" in load_run(settings, run_id).error
+    assert attempts(settings) == []
+
+
+def test_another_version_of_the_plan_is_refused(settings, fake_pipeline):
+    plan = fake_plan([step("a")])
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    write_plan(settings, fake_plan([replace(plan.steps[0], digest="other")]))
+    assert run_one(settings, run_id, "a") == "failed"
+    assert "run the same version" in load_run(settings, run_id).error
+
+
+def test_housekeeping_sends_what_was_lost(settings, fake_pipeline):
+    plan = fake_plan([step("a"), step("b")])
+    write_plan(settings, plan)
+    run = create_run(settings, plan, executor="queue")
+    assert claim_step(settings, run.id, "b", "elsewhere/1/1/x", now=datetime.now(UTC) - timedelta(hours=1))
+    housekeep(settings)
+    assert states(settings, run.id) == {"a": "ready", "b": "ready"}
+    assert queued(settings.broker_url)["cpu"] == 2
+    housekeep(settings)
+    assert queued(settings.broker_url)["cpu"] == 2
+
+
+def test_housekeeping_leaves_runs_of_this_process_alone(settings, fake_pipeline):
+    run = create_run(settings, fake_plan(), executor="local")
+    housekeep(settings)
+    assert queued(settings.broker_url) == {"cpu": 0, "gpu": 0, "io": 0}
+    assert load_run(settings, run.id).steps[0].enqueued_at is None
+
+
+def test_a_broker_that_is_gone_is_one_line_and_loses_nothing(settings):
+    gone = replace(settings, broker_url="redis://:secret@127.0.0.1:1/0")
+    plan = fake_plan()
+    with pytest.raises(BrokerError, match="cannot be reached") as caught:
+        submit(plan, gone)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [s.name for s in unsent_steps(settings, resend_after=600)] == ["a"]
+    run_id = submit(plan, settings)  # joins the run that is there
+    assert queued(settings.broker_url)["cpu"] == 1
+    assert len(unsent_steps(settings, resend_after=600)) == 0
+    assert load_run(settings, run_id).status == "pending"
+
+
+def test_messages_carry_names_only(settings):
+    submit(fake_plan(), settings)
+    with redis.Redis.from_url(settings.broker_url) as client:
+        (message,) = client.lrange("cpu", 0, -1)
+    assert b"application/json" in message
+    conf = make_app(settings).conf
+    assert conf.accept_content == ["json"]
+    assert conf.task_acks_late
+    assert conf.task_reject_on_worker_lost
+    assert conf.worker_prefetch_multiplier == 1
+    assert conf.broker_transport_options["visibility_timeout"] == 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (UnreachableError("x"), True),
+        (ConflictError("locked by 12"), True),
+        (TimeoutError(), True),
+        (ConfigError("x"), False),
+        (OSError(28, "No space left on device"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_what_may_pass(error, transient):
+    assert is_transient(error) is transient
+    wrapped = AtlasError("x")
+    wrapped.__cause__ = error
+    assert is_transient(wrapped) is transient
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        ([], {}, "ATLAS_BROKER_URL is not set"),
+        (
+            ["--queues", "cpu,tpu"],
+            {"ATLAS_BROKER_URL": "redis://h"},
+            "queue 'tpu' is not known; allowed: cpu",
+        ),
+    ],
+)
+def test_wrong_worker_options(options, environment, message):
+    result = CliRunner().invoke(worker, options, env=environment)
+    assert isinstance(result.exception, ConfigError)
+    assert message in str(result.exception)

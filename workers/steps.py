@@ -1,0 +1,121 @@
+"""One step from its message to its end: claim, do, record, send what follows.
+
+Nothing here is lost when the process dies at any line: before the claim nothing has happened; under it the
+lease runs out and somebody else goes on from the last checkpoint; after the output is published a second
+attempt finds it current; and steps made ready whose message was not sent are found by the housekeeping.
+"""
+
+import logging
+import random
+
+from atlas.configs import BuildConfig
+from atlas.db.engine import UnreachableError
+from atlas.db.leases import (
+    LeaseLostError,
+    cancel_step,
+    claim_step,
+    fail_step,
+    finish_step,
+    release_left_steps,
+)
+from atlas.db.owner import new_owner
+from atlas.db.progress import DbProgress
+from atlas.db.rows import StepRow
+from atlas.db.runs import active_runs, load_run, unsent_steps
+from atlas.errors import AtlasError, Cancelled, ConfigError, ConflictError
+from atlas.queue import BrokerError, send_ready, send_steps
+from atlas.settings import Settings
+
+log = logging.getLogger("atlas.worker")
+
+MAX_ATTEMPTS = 5
+RESEND_SECONDS = 600.0
+TRANSIENT = (UnreachableError, BrokerError, ConflictError, ConnectionError, TimeoutError)
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the same step may succeed later: somebody was not there, or held what we need.
+
+    >>> is_transient(ConnectionResetError()), is_transient(ConfigError("no such site"))
+    (True, False)
+    """
+    while error is not None:
+        if isinstance(error, TRANSIENT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def back_off(attempt: int) -> float:
+    """Seconds to wait before another attempt: 2, 4, 8, ... at most 300, spread by a quarter either way."""
+    return min(300.0, 2.0**attempt) * random.uniform(0.75, 1.25)  # noqa: S311
+
+
+def _work(settings: Settings, step: StepRow, owner: str) -> None:
+    """Do the step. The pipeline, and torch with it, is imported here: never before a worker forks."""
+    from atlas.pipeline.execute import run_step
+    from atlas.pipeline.plan import make_plan
+
+    plan = make_plan(BuildConfig.from_json(load_run(settings, step.run_id).config_json), settings)
+    digests = {planned.name: planned.digest for planned in plan.steps}
+    if digests.get(step.name) != step.digest:
+        raise ConfigError(
+            f"step {step.name!r} is {digests.get(step.name, 'not there')} in this worker's plan, "
+            f"{step.digest} in the run's; run the same version of Head Atlas on the same files everywhere"
+        )
+    with DbProgress(settings, step.run_id, step.name, owner) as progress:
+        run_step(plan, step.name, settings, progress)
+
+
+def _failed(settings: Settings, step: StepRow, owner: str, error: Exception) -> None:
+    """Record a failure and, if it may pass, send the step once more after a while."""
+    text = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
+    again = is_transient(error) and step.attempts < MAX_ATTEMPTS
+    log.warning("step %s of %s failed (attempt %d): %s", step.name, step.run_id, step.attempts, text)
+    if not isinstance(error, AtlasError):
+        log.error("unexpected error in step %s of %s", step.name, step.run_id, exc_info=error)
+    ready = fail_step(settings, step.run_id, step.name, owner, text, retry=again)
+    send_ready(settings, step.run_id, ready, countdown=back_off(step.attempts) if again else 0)
+
+
+def run_one(settings: Settings, run_id: str, name: str) -> str:
+    """Carry out a step if it is to be had, and say what became of it.
+
+    Returns ``not mine`` (another holds it, or it has ended), ``done``, ``failed``, ``cancelled`` or ``lost``
+    (taken over while we worked). Raises UnreachableError or BrokerError when that could not be recorded or
+    passed on; calling again is safe.
+    """
+    owner = new_owner()
+    step = claim_step(settings, run_id, name, owner)
+    if step is None:
+        return "not mine"
+    if step.attempts > MAX_ATTEMPTS:
+        last = step.error or "no reason was recorded"
+        fail_step(settings, run_id, name, owner, f"given up after {MAX_ATTEMPTS} attempts; the last: {last}")
+        return "failed"
+    try:
+        _work(settings, step, owner)
+    except Cancelled:
+        cancel_step(settings, run_id, name, owner)
+        return "cancelled"
+    except LeaseLostError as error:
+        log.warning("%s", error)
+        return "lost"
+    except Exception as error:  # noqa: BLE001 (whatever a step raises is recorded with the step)
+        _failed(settings, step, owner, error)
+        return "failed"
+    send_ready(settings, run_id, finish_step(settings, run_id, name, owner))
+    return "done"
+
+
+def housekeep(settings: Settings) -> None:
+    """Find what fell between two stools: steps whose holder is gone, ready steps without a message.
+
+    Every worker does this now and then; a second message for the same step does no harm.
+    """
+    for run in active_runs(settings, executor="queue"):
+        left = release_left_steps(settings, run.id)
+        if left:
+            log.warning("run %s: the holder of %s is gone; it is sent again", run.id, ", ".join(left))
+    for step in unsent_steps(settings, resend_after=RESEND_SECONDS):
+        send_steps(settings, step.run_id, [step])
