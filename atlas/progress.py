@@ -1,8 +1,9 @@
 """How long work says how far it is, and hears that it should stop."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Something that wants to know how far a step is: a terminal bar, a row in the database, or nothing."""
 

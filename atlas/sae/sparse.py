@@ -78,7 +78,7 @@ def sparse_decode(
     values: Float[Tensor, "n_rows k"], W_dec: Float[Tensor, "n_features d_in"], pattern: Pattern
 ) -> Float[Tensor, "n_rows d_in"]:
     """f W_dec for sparse f, differentiable in the values and in W_dec."""
-    return _Decode.apply(values, W_dec, pattern)  # type: ignore[no-untyped-call,no-any-return]
+    return _Decode.apply(values, W_dec, pattern)  # type: ignore[no-untyped-call]
 
 
 def selected_preactivations(
@@ -93,4 +93,4 @@ def selected_preactivations(
     ``W_enc_rows`` is W_enc transposed, one row per feature. No gradient goes to x: the caller treats the
     bias that is subtracted from x separately.
     """
-    return _Select.apply(x, W_enc_rows, b_enc, selected, pattern)  # type: ignore[no-untyped-call,no-any-return]
+    return _Select.apply(x, W_enc_rows, b_enc, selected, pattern)  # type: ignore[no-untyped-call]

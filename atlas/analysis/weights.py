@@ -1,0 +1,137 @@
+"""What an SAE's weights alone say about a feature: shares of heads, effect on the logits, norms."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from atlas.lm.load import LanguageModel
+from atlas.sae.model import SAE
+from atlas.sites import STREAM_KINDS
+
+N_LOGITS = 20
+_CHUNK = 1024
+Columns = dict[str, Any]
+
+
+def decoder_share(W_dec: Float[Tensor, "d_sae d_in"], n_heads: int) -> Float[Tensor, "d_sae n_heads"]:
+    """How much of a feature does each head write? ||W_dec[f, h]|| over the sum of these norms.
+
+    Source: seed 001, "decoder weight attribution by head" (row B1).
+
+    >>> decoder_share(torch.tensor([[3.0, 4.0, 0.0, 5.0]]), n_heads=2).tolist()
+    [[0.5, 0.5]]
+    """
+    norms = W_dec.double().reshape(len(W_dec), n_heads, -1).norm(dim=2)
+    return norms / norms.sum(1, keepdim=True).clamp_min(1e-30)
+
+
+def weight_statistics(sae: SAE) -> Columns:
+    """Norms of encoder and decoder direction, the cosine between them, and the encoder's bias."""
+    W_enc, W_dec = sae.W_enc.double().T, sae.W_dec.double()
+    encoder_norm, decoder_norm = W_enc.norm(dim=1), W_dec.norm(dim=1)
+    cosine = (W_enc * W_dec).sum(1) / (encoder_norm * decoder_norm).clamp_min(1e-30)
+    return {
+        "encoder_norm": encoder_norm.cpu().numpy(),
+        "decoder_norm": decoder_norm.cpu().numpy(),
+        "encoder_decoder_cosine": cosine.cpu().numpy(),
+        "bias": sae.b_enc.double().cpu().numpy(),
+    }
+
+
+def residual_directions(model: LanguageModel, sae: SAE) -> Float[Tensor, "d_sae d_model"] | None:
+    """What each feature writes into the residual stream; None where a site does not write there (q, k).
+
+    z and v go through W_O of their heads (v as if attended to in full); sites in the stream are already
+    there.
+    """
+    site = sae.info.site
+    if site.kind in STREAM_KINDS:
+        return sae.W_dec
+    if site.kind in ("q", "k"):
+        return None
+    W_O = model.W_O(site.layer)
+    return sae.W_dec @ (W_O.flatten(0, 1) if site.head is None else W_O[site.head])
+
+
+def logit_effects(model: LanguageModel, sae: SAE) -> tuple[Columns, Columns]:
+    """Which tokens does a feature promote and suppress? (rows of ``logit_effects``, moments for ``features``).
+
+    The residual direction times the unembedding with the final LayerNorm's weight folded in, centred over
+    d_model and over the vocabulary; no bias, no division by the LayerNorm's scale. Moments are population
+    moments over the vocabulary; kurtosis is 3 for a normal.
+    """
+    directions = residual_directions(model, sae)
+    if directions is None:
+        return {}, {}
+    unembed = model.logit_directions()
+    k = min(N_LOGITS, unembed.shape[1])
+    parts = [_extremes(chunk @ unembed, k) for chunk in directions.split(_CHUNK)]
+    token, value = (torch.cat([p[i] for p in parts]).cpu().numpy() for i in range(2))
+    moments = torch.cat([p[2] for p in parts]).cpu().numpy()
+    rows = {
+        "feature": np.repeat(np.arange(sae.d_sae), 2 * k),
+        "sign": np.tile(np.repeat([-1, 1], k), sae.d_sae),
+        "rank": np.tile(np.arange(k), 2 * sae.d_sae),
+        "token": token.ravel(),
+        "value": value.ravel(),
+    }
+    names = ("logit_mean", "logit_std", "logit_skew", "logit_kurtosis")
+    return rows, {name: moments[:, i] for i, name in enumerate(names)}
+
+
+def _extremes(effects: Float[Tensor, "n d_vocab"], k: int) -> tuple[Tensor, Tensor, Float[Tensor, "n 4"]]:
+    low, high = effects.topk(k, largest=False), effects.topk(k)
+    wide = effects.double()
+    mean, std = wide.mean(1, keepdim=True), wide.std(1, correction=0, keepdim=True)
+    standard = (wide - mean) / std.clamp_min(1e-30)
+    moments = [mean.squeeze(1), std.squeeze(1), standard.pow(3).mean(1), standard.pow(4).mean(1)]
+    tokens = torch.stack([low.indices, high.indices], 1)
+    return tokens, torch.stack([low.values, high.values], 1), torch.stack(moments, 1)
+
+
+class Moments:
+    """Mergeable sums of activations from which the mean and the covariance follow, in float64."""
+
+    def __init__(self, n: int, total: np.ndarray, outer: np.ndarray) -> None:
+        self.n, self.total, self.outer = n, total, outer
+
+    @classmethod
+    def empty(cls, d_in: int) -> "Moments":
+        """No token yet."""
+        return cls(0, np.zeros(d_in), np.zeros((d_in, d_in)))
+
+    def update(self, x: Float[Tensor, "n d_in"]) -> None:
+        """Add activations."""
+        wide = x.double()
+        self.n += len(x)
+        self.total += wide.sum(0).cpu().numpy()
+        self.outer += (wide.T @ wide).cpu().numpy()
+
+    def merge(self, other: "Moments") -> "Moments":
+        """The moments of both texts together."""
+        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
+
+    def covariance(self) -> np.ndarray:
+        """Population covariance [d_in, d_in]."""
+        n = max(self.n, 1)
+        mean = self.total / n
+        return self.outer / n - np.outer(mean, mean)
+
+
+def fve(W_enc: np.ndarray, covariance: np.ndarray, n_heads: int) -> np.ndarray:
+    """Which heads make a feature's pre-activation vary? Cov(d_h, p) / Var(p), [d_sae, n_heads].
+
+    p = x . W_enc[:, f] is the linear part of the pre-activation and d_h head h's part of it, so in closed
+    form FVE = (W_enc[h, f]^T C[h, :] W_enc[:, f]) / (W_enc[:, f]^T C W_enc[:, f]) with C = Cov(x). It sums
+    to 1 over heads and may leave [0, 1]; NaN where p does not vary. Source: seed 001, row B3.
+
+    >>> fve(np.array([[1.0], [1.0]]), np.diag([3.0, 1.0]), n_heads=2).tolist()
+    [[0.75, 0.25]]
+    """
+    W = W_enc.astype(np.float64)
+    parts = (W * (covariance @ W)).reshape(n_heads, -1, W.shape[1]).sum(1).T
+    variance = parts.sum(1, keepdims=True)
+    return np.divide(parts, variance, out=np.full_like(parts, np.nan), where=variance > 0)
