@@ -85,7 +85,6 @@ export default function (component) {
   const root = parentElement.querySelector(".root");
   if (root.dataset.version === data.version) return;
   root.dataset.version = data.version;
-  root.classList.toggle("dark", data.dark);
   root.replaceChildren();
   const tip = tooltip(root);
   const open = (href) => setTriggerValue("open", href);

@@ -211,7 +211,6 @@ export default function (component) {
   const root = parentElement.querySelector(".root");
   if (root.dataset.version === data.version) return;
   root.dataset.version = data.version;
-  root.classList.toggle("dark", data.dark);
   root.replaceChildren();
   view(root, data, (href) => setTriggerValue("open", href));
 }

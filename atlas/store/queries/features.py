@@ -120,3 +120,9 @@ def some_features(con: duckdb.DuckDBPyConnection, sae: str, order: str = "featur
         f"WHERE sae = ? AND alive ORDER BY {orders[order]} LIMIT ?",
         [sae, k],
     )
+
+
+def block_length(con: duckdb.DuckDBPyConnection) -> int:
+    """Tokens in a block of the analysed text, BOS included; 1 where there is no text."""
+    row = con.execute("SELECT len(tokens) FROM docs LIMIT 1").fetchone()
+    return int(row[0]) if row else 1

@@ -1,7 +1,8 @@
 """What a release says about single heads: scores, features, and the numbers that colour the grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -122,7 +123,7 @@ def rank_correlation(shares: pa.Table, one: str, other: str) -> float | None:
     return None if value != value else round(float(value), 12)
 
 
-def score_rows(scores: pa.Table, layer: int, head: int) -> list[Mapping[str, object]]:
+def score_rows(scores: pa.Table, layer: int, head: int) -> list[dict[str, Any]]:
     """The scores of one head out of ``head_scores``, each with its rank among all heads (1 = largest)."""
     rows = scores.to_pylist()
     found = []

@@ -1,0 +1,124 @@
+"""Small charts as Vega-Lite specifications: axes named with their units, colours all can tell apart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import streamlit as st
+
+from app.colours import BLUE, GREEN, ORANGE
+
+SERIES = (BLUE, ORANGE, GREEN)
+Spec = dict[str, Any]
+
+
+def axis(field: str, title: str, kind: str = "quantitative", **more: Any) -> Spec:
+    """One encoding channel with its title."""
+    return {"field": field, "type": kind, "title": title, **more}
+
+
+def tips(*fields: tuple[str, str]) -> list[Spec]:
+    """Tooltip lines from (field, title) pairs."""
+    return [{"field": f, "title": title, "format": ".4~g", "type": "quantitative"} for f, title in fields]
+
+
+def draw(data: pa.Table, spec: Spec, height: int, key: str, alt: str) -> None:
+    """Draw a specification over a table, in the theme of the page."""
+    full = {"height": height, "padding": {"left": 2, "right": 4, "top": 2, "bottom": 2}, **spec}
+    st.vega_lite_chart(data, full, width="stretch", height=height + 42, key=key, alt=alt)
+
+
+def histogram() -> Spec:
+    """Activations where active, from the stored bins; counts on a symlog axis so that rare ones show."""
+    return {
+        "mark": {"type": "bar", "color": BLUE, "binSpacing": 0},
+        "encoding": {
+            "x": axis("low", "activation", bin="binned", axis={"format": ".2~g", "tickCount": 6}),
+            "x2": {"field": "high"},
+            "y": axis("n", "tokens (log)", scale={"type": "symlog"}, axis={"tickCount": 4, "format": "~s"}),
+            "tooltip": tips(("low", "from"), ("high", "to"), ("n", "tokens")),
+        },
+    }
+
+
+def positions(context: int) -> Spec:
+    """Share of the strongest tokens and of all active tokens at each position: position, name, share, n."""
+    names = ["its strongest 2000 tokens", "all its tokens"]
+    return {
+        "mark": {"type": "line", "strokeWidth": 1.4, "interpolate": "step", "clip": True},
+        "encoding": {
+            "x": axis(
+                "position", "position in the block (0 is BOS)", scale={"domain": [0, context]},
+                axis={"tickCount": 8, "format": "d"},
+            ),
+            "y": axis("share", "share of tokens", axis={"format": "~%", "tickCount": 4}),
+            "color": {
+                "field": "name", "type": "nominal", "sort": names, "title": None,
+                "scale": {"domain": names, "range": [ORANGE, BLUE]}, "legend": {"orient": "top", "offset": 2},
+            },
+            "tooltip": [{"field": "name", "title": "of"},
+                        *tips(("position", "position"), ("n", "tokens"), ("share", "share"))],
+        },
+    }  # fmt: skip
+
+
+def by_head(n_heads: int) -> Spec:
+    """Three measures beside each other for every head; fields head, measure, share."""
+    return {
+        "mark": {"type": "bar", "cornerRadiusEnd": 1},
+        "encoding": {
+            "x": axis(
+                "head", "head", "ordinal", scale={"domain": list(range(n_heads))}, axis={"labelAngle": 0}
+            ),
+            "xOffset": {"field": "measure", "sort": list(MEASURES)},
+            "y": axis("share", "share", axis={"tickCount": 5}),
+            "color": {
+                "field": "measure", "type": "nominal", "sort": list(MEASURES), "title": None,
+                "scale": {"domain": list(MEASURES), "range": list(SERIES)},
+                "legend": {"orient": "top", "offset": 2},
+            },
+            "tooltip": [{"field": "head", "title": "head"}, {"field": "measure", "title": "measure"},
+                        *tips(("share", "share"))],
+        },
+    }  # fmt: skip
+
+
+MEASURES = ("decoder share", "FVE", "DFA share")
+
+
+def by_layer(fields: Sequence[tuple[str, str]], title: str, n_layers: int, zero: bool) -> Spec:
+    """Lines over layers for long data with fields layer, name, value."""
+    names = [label for _, label in fields]
+    colour: Spec = {
+        "field": "name", "type": "nominal", "sort": names, "title": None,
+        "scale": {"domain": names, "range": [*SERIES, "#cc79a7"][: len(names)]},
+        "legend": {"orient": "top", "offset": 2} if len(names) > 1 else None,
+    }  # fmt: skip
+    return {
+        "mark": {"type": "line", "point": {"size": 28}, "strokeWidth": 1.5},
+        "encoding": {
+            "x": axis(
+                "layer", "layer", axis={"values": list(range(n_layers)), "labelAngle": 0, "format": "d"}
+            ),
+            "y": axis("value", title, scale={"zero": zero}, axis={"tickCount": 5, "format": ".3~g"}),
+            "color": colour,
+            "tooltip": [{"field": "sae", "title": "SAE"}, {"field": "name", "title": "value"},
+                        *tips(("layer", "layer"), ("value", "is"))],
+        },
+    }  # fmt: skip
+
+
+def scatter(x: tuple[str, str], y: tuple[str, str]) -> Spec:
+    """One point per feature; the chosen ones (field chosen) stand out."""
+    return {
+        "mark": {"type": "circle", "opacity": 0.75},
+        "encoding": {
+            "x": axis(*x), "y": axis(*y),
+            "color": {"field": "chosen", "type": "nominal", "title": None, "legend": None,
+                      "scale": {"domain": [False, True], "range": ["#8c8c8c", ORANGE]}},
+            "size": {"field": "chosen", "type": "nominal", "legend": None,
+                     "scale": {"domain": [False, True], "range": [14, 60]}},
+            "order": {"field": "chosen"},
+            "tooltip": tips(("feature", "feature"), x, y),
+        },
+    }  # fmt: skip

@@ -1,0 +1,52 @@
+"""The JavaScript components: registered once per session of the server, mounted by these functions."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from app.navigation import follow, go, href
+
+_FOLDER = Path(__file__).parent
+
+
+def _read(*names: str) -> str:
+    return "\n".join((_FOLDER / name).read_text("utf-8") for name in names)
+
+
+@st.cache_resource(show_spinner=False)
+def _sources(name: str) -> tuple[str, str]:
+    """JavaScript and style of a component, with what all share in front."""
+    return _read("common.js", f"{name}.js"), _read("common.css", f"{name}.css")
+
+
+def _nothing() -> None:
+    """A component calls back only to make its trigger known."""
+
+
+def _mount(name: str, key: str, data: dict[str, Any]) -> Any:
+    script, style = _sources(name)
+    mount = st.components.v2.component(
+        f"head_atlas_{name}", html='<div class="root"></div>', js=script, css=style
+    )
+    digest = hashlib.blake2s(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+    return mount(key=key, data={**data, "version": digest}, on_open_change=_nothing)
+
+
+def heads_grid(key: str, data: dict[str, Any], model: str) -> None:
+    """The grid of heads; a click opens the head."""
+    clicked = getattr(_mount("grid", key, data), "open", None)
+    if clicked:
+        go(href("head", model=model, head=f"L{clicked['layer']}H{clicked['head']}"))
+
+
+def feature_cards(key: str, data: dict[str, Any]) -> None:
+    """The features of a head as cards; their links open the feature."""
+    follow(_mount("cards", key, data))
+
+
+def feature_examples(key: str, data: dict[str, Any]) -> None:
+    """The examples of a feature with the panel of heads and sources."""
+    follow(_mount("examples", key, data))

@@ -1,0 +1,71 @@
+"""What the components draw, as plain data: token texts once each, numbers rounded, nothing marked up."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from atlas.store.queries.examples import Attribution, Example
+
+
+def rounded(value: float | None, digits: int = 4) -> float | None:
+    """A number short enough to send: significant digits; None for what JSON cannot carry.
+
+    >>> rounded(0.123456), rounded(float("nan")), rounded(None), rounded(12345.678)
+    (0.1235, None, None, 12350.0)
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{digits}g}")
+
+
+class Texts:
+    """Token texts, each kept once and named by its place.
+
+    >>> texts = Texts(["a", "·b"])
+    >>> [texts.place(1), texts.place(0), texts.place(1), texts.place(7)], texts.list
+    ([0, 1, 0, 2], ['·b', 'a', '<7>'])
+    """
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.vocabulary = vocabulary
+        self.list: list[str] = []
+        self._places: dict[int, int] = {}
+
+    def text(self, token: int) -> str:
+        """The visible form of a token id."""
+        return self.vocabulary[token] if 0 <= token < len(self.vocabulary) else f"<{token}>"
+
+    def place(self, token: int) -> int:
+        """Where in ``list`` the token's text stands."""
+        if token not in self._places:
+            self._places[token] = len(self.list)
+            self.list.append(self.text(token))
+        return self._places[token]
+
+
+def attribution(dfa: Attribution | None) -> dict[str, Any] | None:
+    """DFA of one example: h by head, their sum, bias term, pre-activation, sources as triples."""
+    if dfa is None:
+        return None
+    return {
+        "h": [rounded(v) or 0.0 for v in dfa.by_head],
+        "sum": rounded(sum(dfa.by_head), 5),
+        "bias": rounded(dfa.bias_term),
+        "pre": rounded(dfa.pre_activation),
+        "src": [[head, source, rounded(v) or 0.0] for head, source, v in dfa.sources],
+    }
+
+
+def example(one: Example, texts: Texts) -> dict[str, Any]:
+    """One example: group, rank, block, position, activation, tokens, active positions, DFA."""
+    return {
+        "g": one.group,
+        "r": one.rank,
+        "b": one.block,
+        "p": one.position,
+        "a": rounded(one.activation),
+        "s": one.source,
+        "t": [texts.place(token) for token in one.tokens],
+        "act": [[position, rounded(value) or 0.0] for position, value in one.active],
+        "dfa": attribution(one.dfa),
+    }

@@ -1,0 +1,97 @@
+"""The entry point of the app: pages, sidebar, and the empty and error states that all views share."""
+
+import os
+
+import streamlit as st
+
+from app import navigation, state, style
+from app.views import atlas as atlas_view
+from app.views import feature, head, jobs, overview, sql
+from atlas.errors import AtlasError, StoreError
+from atlas.settings import Settings, load_settings
+from atlas.store.queries.overview import variants
+
+MAKE_ONE = "atlas build --model docs-12l --sites z --layers all"
+
+
+def _home() -> None:
+    """The bare address shows the atlas, under the atlas's own address."""
+    navigation.go("atlas")
+
+
+def _pages() -> dict[str, st.Page]:
+    page = st.Page
+    return {
+        "": page(_home, title="Head Atlas", default=True, visibility="hidden"),
+        "overview": page(overview.render, title="Overview", url_path="overview", icon=":material/dashboard:"),
+        "atlas": page(atlas_view.render, title="Atlas", url_path="atlas", icon=":material/grid_on:"),
+        "head": page(head.render, title="Head", url_path="head", icon=":material/center_focus_strong:"),
+        "feature": page(feature.render, title="Feature", url_path="feature", icon=":material/token:"),
+        "sql": page(sql.render, title="SQL", url_path="sql", icon=":material/database:"),
+        "jobs": page(jobs.render, title="Jobs", url_path="jobs", icon=":material/schedule:"),
+    }
+
+
+def _choose(label: str, key: str, options: list[str], note: str) -> None:
+    if len(options) > 1:
+        if st.session_state.get(key) not in options:
+            asked = st.query_params.get(key)
+            st.session_state[key] = asked if asked in options else options[0]
+        st.selectbox(label, options, key=key, help=note)
+
+
+def _sidebar(settings: Settings) -> None:
+    with st.sidebar:
+        if "annotator" not in st.session_state:
+            st.session_state["annotator"] = state.annotator(settings)
+        st.text_input(
+            "Annotator", key="annotator", max_chars=state.NAME_LENGTH, help="Your notes carry this name."
+        )
+        names = state.release_names(settings)
+        fixed = os.environ.get(state.RELEASE_VARIABLE)
+        if len(names) > 1 and not fixed:
+            newest = state.current_release(settings).name
+            _choose("Release", "release", [newest, *(n for n in names if n != newest)], "What was published.")
+        if not names:
+            return
+        scope = state.scope()
+        _choose("Model", "model", [m.model for m in scope.models], "A model of this release.")
+        known = variants(scope.saes, scope.model.model)
+        _choose("SAEs of z", "variant", list(known), "Which SAE stands for each layer.")
+        st.caption(f"Release {state.plain(scope.release.label)} · {scope.release.created[:16]} UTC")
+
+
+def _empty(settings: Settings) -> None:
+    """What a new user sees before anything was built."""
+    style.title("Head Atlas", "no release yet")
+    st.write("There is no published release yet, so there is nothing to show. This command makes one:")
+    st.code(MAKE_ONE, language="bash")
+    st.write(
+        "It trains SAEs on a bundled model, computes every table and publishes the release; this page picks "
+        "it up by itself. The **Jobs** view shows how far a build is."
+    )
+    st.caption(f"Looked in {state.plain(str(settings.releases))}")
+
+
+def main() -> None:
+    """Draw the chosen page."""
+    st.set_page_config(page_title="Head Atlas", layout="wide", initial_sidebar_state="collapsed")
+    style.inject()
+    pages = _pages()
+    navigation.register(pages)
+    page = st.navigation(list(pages.values()), position="top")
+    try:
+        settings = load_settings()
+        _sidebar(settings)
+        if not state.release_names(settings) and page.url_path != "jobs":
+            _empty(settings)
+        else:
+            page.run()
+    except StoreError as error:
+        state.say_error(error)
+        st.page_link(pages["atlas"], label="Go to the atlas of heads")
+    except AtlasError as error:
+        state.say_error(error)
+
+
+main()

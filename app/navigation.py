@@ -1,0 +1,52 @@
+"""Links between views: as addresses that can be shared, and as moves inside a session."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import streamlit as st
+
+from atlas.errors import StoreError
+
+_PAGES: dict[str, Any] = {}
+
+
+def register(pages: Mapping[str, Any]) -> None:
+    """Make the pages of this run known to :func:`go`."""
+    _PAGES.update(pages)
+
+
+def href(view: str, **params: object) -> str:
+    """A relative address of a view that opens the same thing in another browser.
+
+    >>> href("head", head="L5H3", sae=None)
+    'head?head=L5H3'
+    """
+    kept = {key: str(value) for key, value in params.items() if value is not None}
+    return f"{view}?{urlencode(kept)}" if kept else view
+
+
+def go(address: str) -> None:
+    """Open an address made by :func:`href` in this session."""
+    parts = urlsplit(address)
+    page = _PAGES.get(parts.path)
+    if page is None:
+        raise StoreError(f"view {parts.path!r} does not exist; allowed: {', '.join(_PAGES)}")
+    st.switch_page(page, query_params=dict(parse_qsl(parts.query)))
+
+
+def follow(result: Any) -> None:
+    """Follow the link that was clicked inside a component, if one was."""
+    address = getattr(result, "open", None)
+    if isinstance(address, str) and address:
+        go(address)
+
+
+def index_param(name: str, allowed: int, what: str) -> int | None:
+    """A number from the address in [0, allowed), None if absent; StoreError names a wrong one."""
+    text = st.query_params.get(name)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) >= allowed:
+        raise StoreError(f"{what} {text!r} does not exist; allowed: 0 to {allowed - 1}")
+    return int(text)

@@ -1,0 +1,173 @@
+"""Notes in the making: widgets filled from the database, every change saved back, conflicts kept.
+
+The keys of one note's widgets share a prefix. Its version is the one that the widgets were filled from;
+every save goes on top of it, so that nobody's text is overwritten unseen.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import streamlit as st
+
+from atlas.db import annotations
+from atlas.db.annotations import StaleAnnotationError
+from atlas.db.notes import FeatureAnnotation, HeadAnnotation
+from atlas.errors import AtlasError
+from atlas.settings import Settings
+
+N = TypeVar("N", HeadAnnotation, FeatureAnnotation)
+LONGEST_PAUSE = 300.0
+"""Seconds without a save after which the clock of the time spent stops counting."""
+HEAD_FIELDS = ("label", "role", "semanticity", "groupings", "confidence", "star", "novel", "notes")
+FEATURE_FIELDS = ("label", "tags", "interpretability", "notes")
+
+
+@dataclass(frozen=True)
+class Draft(Generic[N]):
+    """One note as it stands in this session's widgets."""
+
+    blank: N
+    names: tuple[str, ...]
+    load: Callable[[], N | None]
+    store: Callable[[N, int], N]
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of this note's widgets begin with."""
+        return f"{self.blank.subject}|"
+
+    def key(self, name: str) -> str:
+        """The key of a field's widget, or of what is remembered beside it."""
+        return self.prefix + name
+
+    def get(self, name: str) -> Any:
+        """What is remembered or typed under a name; None if nothing is."""
+        return st.session_state.get(self.key(name))
+
+    def put(self, name: str, value: object) -> None:
+        """Remember a value, or fill a widget before it is drawn."""
+        st.session_state[self.key(name)] = value
+
+    def open(self) -> None:
+        """Fill the widgets from the database, unless they are on the page already."""
+        if self.key(self.names[0]) not in st.session_state:
+            self.fill(self.load() or self.blank)
+            self.put("opened", time.monotonic())
+        for name in self.names:
+            # A widget that was not drawn in the last run forgets its value; this keeps it.
+            self.put(name, self.get(name))
+
+    def fill(self, note: N) -> None:
+        """Take over a stored note: its fields, version and status."""
+        for name in self.names:
+            value = getattr(note, name)
+            self.put(name, list(value) if isinstance(value, tuple) else value)
+        self.put("stored", note)
+        self.put("conflict", None)
+        self.put("error", None)
+
+    @property
+    def stored(self) -> N:
+        """What the database held when these widgets were filled or last saved."""
+        return self.get("stored") or self.blank
+
+    def typed(self) -> N:
+        """The note as the widgets have it now, on top of the stored one."""
+        values: dict[str, Any] = {}
+        for name in self.names:
+            value = self.get(name)
+            blank = getattr(self.blank, name)
+            if isinstance(blank, tuple):
+                value = tuple(value or ())
+            values[name] = blank if value is None else value
+        return replace(self.stored, **values)
+
+    def save(self, changes: Mapping[str, Any] | None = None, *, over: int | None = None) -> bool:
+        """Store what is typed; True if it was stored or nothing had changed.
+
+        ``over`` is the version to write on top of when somebody else's text is to be replaced on purpose.
+        """
+        note = replace(self.typed(), **(changes or {}))
+        if note == self.stored and over is None:
+            return True
+        if hasattr(note, "seconds_spent"):
+            note = replace(note, seconds_spent=note.seconds_spent + self._seconds())
+        try:
+            saved = self.store(note, self.stored.version if over is None else over)
+        except StaleAnnotationError as error:
+            self.put("conflict", error)
+            return False
+        except AtlasError as error:
+            self.put("error", str(error))
+            return False
+        self.put("stored", saved)
+        self.put("conflict", None)
+        self.put("error", None)
+        return True
+
+    def _seconds(self) -> float:
+        now = time.monotonic()
+        spent = min(LONGEST_PAUSE, now - (self.get("opened") or now))
+        self.put("opened", now)
+        return spent
+
+    def autosave(self) -> None:
+        """Save after a change of any widget."""
+        self.save()
+
+    def keep_mine(self) -> None:
+        """Resolve a conflict by writing what is typed over what somebody else stored."""
+        conflict = self.get("conflict")
+        if conflict is not None:
+            self.save(over=0 if conflict.theirs is None else conflict.theirs.version)
+
+    def take_theirs(self) -> None:
+        """Resolve a conflict by taking what is stored in place of what is typed."""
+        self.fill(self.load() or self.blank)
+
+
+def head_draft(settings: Settings, model: str, layer: int, head: int, who: str) -> Draft[HeadAnnotation]:
+    """The note of one annotator about one head."""
+    return Draft(
+        HeadAnnotation(model, layer, head, who),
+        HEAD_FIELDS,
+        lambda: annotations.load_head(settings, model, layer, head, who),
+        lambda note, version: annotations.save_head(settings, note, version),
+    )
+
+
+def feature_draft(settings: Settings, sae: str, feature: int, who: str) -> Draft[FeatureAnnotation]:
+    """The note of one annotator about one feature."""
+    return Draft(
+        FeatureAnnotation(sae, feature, who),
+        FEATURE_FIELDS,
+        lambda: annotations.load_feature(settings, sae, feature, who),
+        lambda note, version: annotations.save_feature(settings, note, version),
+    )
+
+
+def show_state(draft: Draft[Any]) -> None:
+    """Say whether everything is saved; show both texts when somebody else saved in between."""
+    conflict, error = draft.get("conflict"), draft.get("error")
+    if error:
+        st.error(_text(error), icon=":material/error:")
+    if conflict is None:
+        return
+    st.warning("This note was changed elsewhere since you opened it. Nothing of it or of yours is lost yet.")
+    for name in draft.names:
+        mine, theirs = getattr(conflict.yours, name), getattr(conflict.theirs, name, None)
+        if mine != theirs:
+            left, right = st.columns(2)
+            left.text(f"{name}, yours\n{_text(mine)}")
+            right.text(f"{name}, stored\n{_text(theirs)}")
+    one, two = st.columns(2)
+    one.button("Keep mine", on_click=draft.keep_mine, key=draft.key("mine"), width="stretch")
+    two.button("Take the stored", on_click=draft.take_theirs, key=draft.key("theirs"), width="stretch")
+
+
+def _text(value: object) -> str:
+    if value is None or value in ("", (), []):
+        return "–"
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,1 @@
+"""The views of the app, one file each; every view is a function without arguments."""

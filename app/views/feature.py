@@ -1,0 +1,237 @@
+"""One feature: when it fires, what it writes, which heads make it, and what people call it."""
+
+from typing import Any
+
+import pyarrow as pa
+import streamlit as st
+
+from app import charts, navigation, notes, state, style
+from app.components import draw
+from app.components.payload import Texts, example, rounded
+from app.state import Scope
+from app.token_tables import logit_table, token_table
+from atlas.db.models import INTERPRETABILITY
+from atlas.db.notes import LABEL_LENGTH, MOST_WORDS, NOTES_LENGTH
+from atlas.errors import StoreError
+from atlas.store.queries import examples, features, overview
+from atlas.store.queries.overview import SaeRef
+
+NO_DFA = "No direct feature attribution was computed for this SAE: it needs the z of a whole layer."
+HEIGHT = 150
+FEW = 10
+RATINGS = {"interpretable": "interpretable", "partly": "partly", "uninterpretable": "not interpretable"}
+
+
+def chosen_feature(scope: Scope) -> tuple[SaeRef, int]:
+    """The SAE and feature that the address names; where it names none, the first SAE's strongest feature.
+
+    Raises StoreError naming a value that does not exist and those that do.
+    """
+    if not scope.saes:
+        raise StoreError("this release holds no SAE; allowed: a release with at least one")
+    name = st.query_params.get("sae")
+    own = [ref for ref in scope.saes if ref.model == scope.model.model] or list(scope.saes)
+    first = next(iter(scope.z_saes.values()), own[0])
+    ref = first if name is None else features.find_sae(scope.saes, name)
+    number = navigation.index_param("feature", ref.d_sae, f"feature of {ref.sae}")
+    if number is None:
+        strongest = scope.ask(features.some_features, ref.sae, "max_activation", 1)
+        number = strongest["feature"][0].as_py() if strongest.num_rows else 0
+    return ref, number
+
+
+def _move(sae: str, feature: int) -> None:
+    st.query_params["sae"] = sae
+    st.query_params["feature"] = str(feature)
+
+
+def _jump() -> None:
+    _move(st.session_state["jump_sae"], 0)
+    st.query_params.pop("feature", None)
+
+
+def _jump_feature(sae: str) -> None:
+    _move(sae, int(st.session_state["jump_feature"]))
+
+
+def _header(scope: Scope, ref: SaeRef, number: int) -> None:
+    one, two = st.columns([1, 1.45], vertical_alignment="center")
+    with one:
+        style.title(f"Feature {number}", ref.sae)
+    before, after = scope.ask(features.alive_around, ref.sae, number)
+    st.session_state["jump_sae"], st.session_state["jump_feature"] = ref.sae, number
+    names = [r.sae for r in scope.saes if r.model == ref.model]
+    with two, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom"):
+        st.button(
+            "Previous", key="before", icon=":material/chevron_left:", shortcut="P", disabled=before is None,
+            on_click=_move, args=(ref.sae, before), help="previous feature that fires",
+        )  # fmt: skip
+        st.button(
+            "Next", key="after", icon=":material/chevron_right:", icon_position="right", shortcut="N",
+            disabled=after is None, on_click=_move, args=(ref.sae, after), help="next feature that fires",
+        )  # fmt: skip
+        st.selectbox("SAE", names, key="jump_sae", on_change=_jump, label_visibility="collapsed", width=260)
+        st.number_input(
+            "Feature", 0, ref.d_sae - 1, key="jump_feature", on_change=_jump_feature, args=(ref.sae,),
+            label_visibility="collapsed", width=130,
+        )  # fmt: skip
+
+
+def _facts(ref: SaeRef, row: dict[str, Any]) -> None:
+    n = style.number
+    items = [
+        ("SAE", ref.sae),
+        ("density", f"{100 * row['density']:.3g} %"),
+        ("active tokens", f"{n(row['n_active'])} of {n(ref.n_tokens)}"),
+        ("max activation", n(row["max_activation"])),
+        ("mean where active", n(row["mean_activation"])),
+        ("median where active", n(row["quantiles"][len(row["quantiles"]) // 2]) if row["quantiles"] else "–"),
+        ("encoder norm", n(row["encoder_norm"])),
+        ("decoder norm", n(row["decoder_norm"])),
+        ("enc · dec cosine", n(row["encoder_decoder_cosine"])),
+        ("bias", n(row["bias"])),
+    ]
+    if row["top_head"] is not None:
+        items.append(("largest share in", f"L{ref.layer}H{row['top_head']}"))
+    if row["logit_kurtosis"] is not None:
+        items.append(("logit skew, kurtosis", f"{n(row['logit_skew'])}, {n(row['logit_kurtosis'])}"))
+    style.facts(items)
+    if not row["alive"]:
+        st.warning("This feature never fires in the summarised text, so there are no examples of it.")
+
+
+def _charts(scope: Scope, ref: SaeRef, number: int) -> None:
+    one, two, three = st.columns([1, 1.15, 1.35])
+    with one:
+        style.section("Activations", "where it fires")
+        bins = scope.ask(features.histogram, ref.sae, number)
+        if bins.num_rows:
+            charts.draw(bins, charts.histogram(), HEIGHT, "histogram", "Histogram of its activations")
+        else:
+            st.caption("It never fires.")
+    with two:
+        style.section("Positions", "in the block")
+        where = scope.ask(features.positions, ref.sae, number)
+        if where.num_rows:
+            context = scope.ask(features.block_length)
+            drawn, spec = position_lines(where, context), charts.positions(context - 1)
+            charts.draw(drawn, spec, HEIGHT, "positions", "Share of its tokens at each position")
+        else:
+            st.caption("It never fires.")
+    with three:
+        style.section("Heads", f"of layer {ref.layer}")
+        _heads(scope, ref, number)
+
+
+def position_lines(where: pa.Table, context: int) -> pa.Table:
+    """Long form for the plot: position, name, share, n; zero where it does not fire."""
+    found = {row["position"]: row for row in where.to_pylist()}
+    series = (
+        ("its strongest 2000 tokens", "share_top", "n_top"),
+        ("all its tokens", "share_all", "n_active"),
+    )
+    rows = []
+    for name, share, n in series:
+        for position in range(context):
+            row = found.get(position, {})
+            values = {"share": row.get(share) or 0.0, "n": row.get(n) or 0}
+            rows.append({"position": position, "name": name, **values})
+    return pa.Table.from_pylist(rows)
+
+
+def _heads(scope: Scope, ref: SaeRef, number: int) -> None:
+    shares = scope.ask(features.attribution, ref.sae, number).to_pylist()
+    if not shares:
+        st.caption("Shares of heads exist for SAEs on the z of a whole layer.")
+        return
+    names = zip(("decoder_share", "fve", "dfa_share"), charts.MEASURES, strict=True)
+    rows = [
+        {"head": row["head"], "measure": name, "share": row[key]}
+        for key, name in names
+        for row in shares
+        if row[key] is not None
+    ]
+    alt = "Decoder share, FVE and DFA share of every head"
+    charts.draw(pa.Table.from_pylist(rows), charts.by_head(len(shares)), HEIGHT, "by_head", alt)
+
+
+def _links(ref: SaeRef, row: dict[str, Any]) -> None:
+    """To the head one came from, and to the one with the largest decoder share."""
+    came = st.query_params.get("head", "")
+    best = "" if row["top_head"] is None else f"L{ref.layer}H{row['top_head']}"
+    with st.container(horizontal=True, gap="medium"):
+        if came and st.button(f"Back to {state.plain(came)}", key="came", type="tertiary", shortcut="B"):
+            navigation.go(navigation.href("head", model=ref.model, head=came))
+        if best and best != came:
+            told = "the head with the largest decoder share"
+            if st.button(f"Open {best}", key="best", type="tertiary", help=told):
+                navigation.go(navigation.href("head", model=ref.model, head=best))
+
+
+def _tokens(scope: Scope, ref: SaeRef, number: int) -> None:
+    texts = Texts(scope.ask(overview.vocabulary, ref.model))
+    logits = scope.ask(features.logits, ref.sae, (number,), 20).to_pylist()
+    stats = scope.ask(features.token_stats, ref.sae, number, 50).to_pylist()
+    k = 50 if st.session_state.get("more_tokens") else FEW
+    parts = [
+        logit_table([r for r in logits if r["sign"] == 1][:k], texts, "promotes"),
+        logit_table([r for r in logits if r["sign"] == -1][:k], texts, "suppresses"),
+        token_table([r for r in stats if r["role"] == "at"][:k], texts, "fires on"),
+        token_table([r for r in stats if r["role"] == "next"][:k], texts, "next token"),
+    ]
+    for column, part in zip(st.columns([1, 1, 1.35, 1.35]), parts, strict=True):
+        column.html(part)
+    if max(len(logits), len(stats)) > FEW:
+        st.toggle("More tokens", key="more_tokens")
+
+
+def example_data(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """What the examples component draws: the strongest 20, then 5 of each quantile."""
+    texts = Texts(scope.ask(overview.vocabulary, ref.model))
+    kept = scope.ask(examples.examples, ref.sae, (number,), examples.GROUPS, 20)
+    return {
+        "layer": ref.layer,
+        "max": rounded(row["max_activation"]),
+        "why_no_dfa": NO_DFA,
+        "head_href": navigation.href("head", model=ref.model) + f"&head=L{ref.layer}HHEAD",
+        "examples": [example(one, texts) for one in kept],
+        "texts": texts.list,
+    }
+
+
+@st.fragment
+def _form(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
+    draft = notes.feature_draft(scope.settings, ref.sae, number, who)
+    draft.open()
+    save = draft.autosave
+    one, two, three, four = st.columns([2, 2, 1.7, 2])
+    one.text_input("Label", key=draft.key("label"), on_change=save, live="700ms", max_chars=LABEL_LENGTH,
+                   placeholder="what this feature stands for")  # fmt: skip
+    tags = draft.get("tags") or []
+    two.multiselect("Tags", tags, key=draft.key("tags"), on_change=save, accept_new_options=True,
+                    max_selections=MOST_WORDS, placeholder="type your own")  # fmt: skip
+    three.pills("Rating", list(INTERPRETABILITY), key=draft.key("interpretability"), on_change=save,
+                format_func=RATINGS.__getitem__)  # fmt: skip
+    four.text_area("Notes", key=draft.key("notes"), on_change=save, max_chars=NOTES_LENGTH, height=72)
+    notes.show_state(draft)
+    stored = draft.stored
+    if stored.version:
+        st.caption(state.plain(f"kept, version {stored.version}, by {who}"))
+    else:
+        st.caption(state.plain(f"Nothing written yet. Changes are kept at once, by {who}."))
+
+
+def render() -> None:
+    """Statistics, charts, tokens, the note and the examples of one feature."""
+    scope = state.scope()
+    ref, number = chosen_feature(scope)
+    who = state.annotator(scope.settings)
+    row = scope.ask(features.feature_row, ref.sae, number)
+    _header(scope, ref, number)
+    _facts(ref, row)
+    _links(ref, row)
+    _form(scope, ref, number, who)
+    _charts(scope, ref, number)
+    _tokens(scope, ref, number)
+    style.section("Examples", "point at one to see which heads and sources made it fire; click to pin it")
+    draw.feature_examples("examples", example_data(scope, ref, number, row))

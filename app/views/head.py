@@ -1,0 +1,200 @@
+"""One head: its scores, the features that it writes most, and what people say that it does."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import streamlit as st
+
+from app import charts, navigation, state, style
+from app.components import draw
+from app.components.payload import Texts, example, rounded
+from app.head_form import Place, head_form, move
+from app.state import Scope
+from app.views.atlas import progress_bar
+from atlas.db import annotations
+from atlas.errors import StoreError
+from atlas.store.queries import examples, features, heads, overview
+from atlas.store.queries.heads import HeadFeature
+from atlas.store.queries.overview import SaeRef
+
+_NAME = re.compile(r"L(\d{1,4})H(\d{1,4})", re.IGNORECASE)
+
+
+def chosen_head(scope: Scope) -> Place:
+    """The head that the address names (``head=L5H3``, or ``layer=5&head=3``); L0H0 where it names none.
+
+    Raises StoreError naming a head that does not exist and those that do.
+    """
+    model = scope.model
+    text = st.query_params.get("head", "0")
+    match = _NAME.fullmatch(text)
+    if match:
+        layer, head = int(match[1]), int(match[2])
+        if layer >= model.n_layers or head >= model.n_heads:
+            raise StoreError(_unknown(scope, text))
+    elif text.isascii() and text.isdigit():
+        layer = navigation.index_param("layer", model.n_layers, f"layer of {model.model}") or 0
+        head = navigation.index_param("head", model.n_heads, f"head of {model.model}") or 0
+    else:
+        raise StoreError(_unknown(scope, text))
+    return Place(layer, head, model.n_heads, scope.n_heads_all)
+
+
+def _unknown(scope: Scope, text: str) -> str:
+    model = scope.model
+    last = f"L{model.n_layers - 1}H{model.n_heads - 1}"
+    return f"head {text!r} does not exist in {model.model}; allowed: L0H0 to {last}"
+
+
+def _header(scope: Scope, place: Place, who: str) -> frozenset[tuple[int, int]]:
+    """Name, moves and progress; gives the heads that are done."""
+    notes = annotations.head_progress(scope.settings, scope.model.model, who)
+    done = frozenset(at for at, note in notes.items() if note.status == "done")
+    counts = Counter(note.status for note in notes.values())
+    n = scope.n_heads_all
+    one, two = st.columns([1, 1.6], vertical_alignment="center")
+    with one:
+        style.title(place.name, f"{scope.model.model} · {counts['done']}/{n} done, {counts['draft']} drafts")
+        st.html(progress_bar(counts["done"], counts["draft"], n))
+    with two, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom"):
+        before, after, unseen = place.step(-1), place.step(1), place.next_open(set(done))
+        st.button(before.name, key="before", icon=":material/chevron_left:", shortcut="P",
+                  on_click=move, args=(before,), help="previous head")  # fmt: skip
+        st.button(after.name, key="after", icon=":material/chevron_right:", icon_position="right",
+                  shortcut="N", on_click=move, args=(after,), help="next head")  # fmt: skip
+        st.button("Next open", key="unseen", icon=":material/skip_next:", shortcut="U", on_click=move,
+                  args=(unseen,), help="next head that is not done")  # fmt: skip
+        _jump(scope, place)
+    return done
+
+
+def _jump(scope: Scope, place: Place) -> None:
+    names = [f"L{i}H{j}" for i in range(scope.model.n_layers) for j in range(scope.model.n_heads)]
+    st.session_state["jump"] = place.name
+
+    def jump() -> None:
+        st.query_params.pop("layer", None)
+        st.query_params["head"] = st.session_state["jump"]
+
+    st.selectbox("Go to head", names, key="jump", on_change=jump, label_visibility="collapsed", width=110)
+
+
+def _scores(scope: Scope, place: Place) -> None:
+    rows = heads.score_rows(scope.ask(heads.head_scores, scope.model.model), place.layer, place.head)
+    ref = scope.z_saes.get(place.layer)
+    items = [("SAE of this layer's z", ref.sae), ("features", f"{ref.d_sae:,}")] if ref else []
+    for row in rows:
+        rank = "" if row["rank"] is None else f"  #{row['rank']} of {row['of']}"
+        items.append((str(row["score"]).replace("_", " "), f"{style.number(row['value'])}{rank}"))
+    style.facts(items)
+
+
+def _labels(scope: Scope, sae: str, who: str) -> dict[int, str]:
+    """Labels of features: the annotator's own, else anybody's."""
+    found: dict[int, str] = {}
+    for note in annotations.list_features(scope.settings, sae):
+        if note.label and (note.annotator == who or note.feature not in found):
+            found[note.feature] = note.label
+    return found
+
+
+Scoped = tuple[Scope, SaeRef, Place]
+
+
+def _examples(at: Scoped, ids: tuple[int, ...], n: int, texts: Texts) -> dict[int, list[dict[str, Any]]]:
+    scope, ref, _ = at
+    kept: dict[int, list[dict[str, Any]]] = {}
+    for one in scope.ask(examples.examples, ref.sae, ids, ("top",), n):
+        kept.setdefault(one.feature, []).append(example(one, texts))
+    return kept
+
+
+def _logits(at: Scoped, ids: tuple[int, ...], texts: Texts) -> dict[tuple[int, int], list[list[Any]]]:
+    scope, ref, _ = at
+    found: dict[tuple[int, int], list[list[Any]]] = {}
+    for row in scope.ask(features.logits, ref.sae, ids, 8).to_pylist():
+        pair = [texts.text(row["token"]), rounded(row["value"])]
+        found.setdefault((row["feature"], row["sign"]), []).append(pair)
+    return found
+
+
+def card_data(at: Scoped, chosen: tuple[HeadFeature, ...], n: int, who: str) -> dict[str, Any]:
+    """What the cards component draws: one card per feature with n examples."""
+    scope, ref, place = at
+    ids = tuple(one.feature for one in chosen)
+    texts = Texts(scope.ask(overview.vocabulary, ref.model))
+    stats = scope.ask(features.summaries, ref.sae, ids)
+    labels = _labels(scope, ref.sae, who)
+    kept, tokens = _examples(at, ids, n, texts), _logits(at, ids, texts)
+    cards = []
+    for one in chosen:
+        stat = stats[one.feature]
+        top = stat["top_head"]
+        cards.append(
+            {
+                "feature": one.feature, "rank": one.rank, "label": labels.get(one.feature, ""),
+                "href": navigation.href("feature", sae=ref.sae, feature=one.feature, head=place.name),
+                "decoder_share": rounded(one.decoder_share), "fve": rounded(one.fve),
+                "dfa_share": rounded(one.dfa_share), "density": rounded(stat["density"]),
+                "max": rounded(stat["max_activation"]),
+                "other": "" if top is None or top == place.head else f"L{place.layer}H{top}",
+                "up": tokens.get((one.feature, 1), []), "down": tokens.get((one.feature, -1), [])[:5],
+                "examples": kept.get(one.feature, []),
+            }
+        )  # fmt: skip
+    here = {"layer": place.layer, "head": place.head, "before": 16, "after": 7}
+    return {**here, "texts": texts.list, "cards": cards}
+
+
+def _features(scope: Scope, ref: SaeRef, place: Place, who: str) -> None:
+    one, two, three = st.columns([2.4, 1.2, 1.3], vertical_alignment="bottom")
+    measure = one.segmented_control(
+        "Top features by", list(heads.MEASURES), default="decoder_share", required=True, key="measure",
+        format_func=heads.MEASURES.__getitem__, bind="query-params",
+    )  # fmt: skip
+    k = two.segmented_control(
+        "Features", [10, 20, 50], default=10, required=True, key="k", bind="query-params"
+    )
+    n = three.segmented_control("Examples each", [1, 3, 5, 10], default=3, required=True, key="each")
+    chosen = scope.ask(heads.top_features, ref.sae, place.head, measure, k)
+    if not chosen:
+        st.info(f"No firing feature of {state.plain(ref.sae)} has a {heads.MEASURES[measure]} in this head.")
+        return
+    draw.feature_cards("cards", card_data((scope, ref, place), chosen, n, who))
+    with st.expander("The measures side by side"):
+        _scatter(scope, ref, place, {one.feature for one in chosen})
+
+
+def _scatter(scope: Scope, ref: SaeRef, place: Place, chosen: set[int]) -> None:
+    shares = scope.ask(heads.share_scatter, ref.sae, place.head)
+    marks = pa.array([feature in chosen for feature in shares["feature"].to_pylist()], pa.bool_())
+    shares = shares.append_column("chosen", marks)
+    pairs = (("decoder_share", "fve"), ("decoder_share", "dfa_share"), ("fve", "dfa_share"))
+    for column, (x, y) in zip(st.columns(3), pairs, strict=True):
+        with column:
+            rho = heads.rank_correlation(shares, x, y)
+            names = heads.MEASURES[x], heads.MEASURES[y]
+            st.caption(f"{names[0]} and {names[1]}: rank correlation {style.number(rho)}")
+            charts.draw(shares, charts.scatter((x, names[0]), (y, names[1])), 190, f"scatter_{x}_{y}",
+                        f"{names[0]} against {names[1]} of every feature")  # fmt: skip
+
+
+def render() -> None:
+    """The head, its features and the form."""
+    scope = state.scope()
+    place = chosen_head(scope)
+    who = state.annotator(scope.settings)
+    done = _header(scope, place, who)
+    _scores(scope, place)
+    ref = scope.z_saes.get(place.layer)
+    with st.container(key="head-body"):
+        left, right = st.columns([2.7, 1])
+        with left:
+            if ref is None:
+                st.info(f"This release has no SAE on z of layer {place.layer}, so it shows no features.")
+            else:
+                _features(scope, ref, place, who)
+        with right, st.container(key="note-panel"):
+            head_form(scope, place, who, done)

@@ -1,0 +1,71 @@
+"""``atlas app``: serve the app over the current release."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from atlas.errors import ConfigError
+from atlas.settings import load_settings
+from atlas.store import release as releases
+
+RELEASE_VARIABLE = "ATLAS_RELEASE"
+_QUIET = {
+    "server.headless": "true",
+    "server.fileWatcherType": "none",
+    "server.showEmailPrompt": "false",
+    "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "none",
+    "client.showErrorLinks": "false",
+    "theme.light.primaryColor": "#0072b2",
+    "theme.dark.primaryColor": "#56b4e9",
+    "theme.baseFontSize": "15",
+    "theme.codeFontSize": "0.82rem",
+    "theme.showWidgetBorder": "true",
+}
+
+
+def main_file() -> Path:
+    """The app's entry point; ConfigError where the app is not installed."""
+    found = find_spec("app")
+    if found is None or found.origin is None:
+        raise ConfigError("package 'app' is not installed; install head-atlas as a whole")
+    return Path(found.origin).with_name("main.py")
+
+
+def streamlit_command(port: int, address: str) -> list[str]:
+    """The command that serves the app.
+
+    >>> streamlit_command(8501, "127.0.0.1")[3:5]
+    ['run', '--server.port=8501']
+    """
+    flags = [f"--{name}={value}" for name, value in _QUIET.items()]
+    place = [f"--server.port={port}", f"--server.address={address}"]
+    return [sys.executable, "-m", "streamlit", "run", *place, *flags, str(main_file())]
+
+
+@click.command()
+@click.option("--port", default=8501, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for all.")
+@click.option("--release", "release_name", help="A release's name; without it the newest one.")
+def app(port: int, address: str, release_name: str | None) -> None:
+    """Serve the app: browse heads and features, annotate, ask in SQL."""
+    settings = load_settings()
+    environment = dict(os.environ)
+    if release_name is not None:
+        releases.current(settings.releases, release_name)
+        environment[RELEASE_VARIABLE] = release_name
+    shown = "localhost" if address in ("127.0.0.1", "0.0.0.0", "::") else address  # noqa: S104
+    click.echo(f"Head Atlas: http://{shown}:{port}  (Ctrl-C stops it)")
+    server = subprocess.Popen(streamlit_command(port, address), env=environment, stdout=subprocess.DEVNULL)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        server.terminate()
+        code = server.wait()
+    if code > 0:
+        raise ConfigError(f"the app ended with code {code}; is port {port} of {address} taken?")
