@@ -140,7 +140,7 @@ def test_a_killed_worker_is_replaced_by_another(settings, workers):
     write_plan(settings, plan)
     run_id = submit(plan, settings)
     first = workers()
-    wait_until("a runs", lambda: states(settings, run_id)["a"] == "running")
+    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     write_plan(settings, fake_plan())  # the second time it is quick

@@ -62,10 +62,8 @@ def _parse(number: int, line: str) -> tuple[str, dict[str, Any]]:
         if set(values) != set(names):
             raise ValueError(f"columns {sorted(set(values) ^ set(names))} are missing or unknown")
         _check(table, values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"line {number} is no annotation: {error}; allowed: lines of atlas db dump"
-        ) from error
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"line {number} is no annotation of `atlas db dump`: {error}") from error
     return table, values
 
 
