@@ -10,6 +10,16 @@ from atlas.errors import ConflictError, StoreError
 from atlas.store import atomic
 
 
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def fail_while_writing(manager, error):
+    with manager as work:
+        (work / "half" if work.is_dir() else work).write_text("half")
+        raise error
+
+
 def test_file_appears_whole_and_replaces(tmp_path):
     final = tmp_path / "new" / "a.txt"
     for text in ("one", "two"):
@@ -17,26 +27,24 @@ def test_file_appears_whole_and_replaces(tmp_path):
             work.write_text(text)
             assert not final.exists() or final.read_text() == "one"
     assert final.read_text() == "two"
-    assert os.listdir(final.parent) == ["a.txt"]
+    assert names(final.parent) == ["a.txt"]
 
 
 def test_exception_leaves_the_old_file(tmp_path):
     final = tmp_path / "a.txt"
     final.write_text("old")
-    with pytest.raises(ValueError, match="mine"), atomic.atomic_file(final) as work:
-        work.write_text("half")
-        raise ValueError("mine")
+    with pytest.raises(ValueError, match="mine"):
+        fail_while_writing(atomic.atomic_file(final), ValueError("mine"))
     assert final.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_disk_full_is_one_line_and_leaves_nothing(tmp_path):
     final = tmp_path / "a.txt"
-    with pytest.raises(StoreError) as caught, atomic.atomic_file(final) as work:
-        work.write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(StoreError) as caught:
+        fail_while_writing(atomic.atomic_file(final), OSError(errno.ENOSPC, "No space left on device"))
     assert str(caught.value) == f"cannot write {final}: No space left on device"
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_nothing_written_is_refused(tmp_path):
@@ -57,7 +65,7 @@ def test_failed_rename_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.replace", refuse)
     with pytest.raises(StoreError, match="Read-only file system"), atomic.atomic_file(tmp_path / "a") as work:
         work.write_text("x")
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_dir_appears_whole_and_never_twice(tmp_path):
@@ -69,24 +77,25 @@ def test_dir_appears_whole_and_never_twice(tmp_path):
     assert (final / "deep" / "x").read_text() == "1"
     with pytest.raises(ConflictError, match="already exists"), atomic.atomic_dir(final):
         pass
-    assert os.listdir(tmp_path) == ["step"]
+    assert names(tmp_path) == ["step"]
 
 
 def test_dir_published_meanwhile_is_kept(tmp_path):
     final = tmp_path / "step"
-    with pytest.raises(ConflictError, match="meanwhile"), atomic.atomic_dir(final) as work:
-        (work / "x").write_text("second")
-        final.mkdir()
-        (final / "x").write_text("first")
+    writer = atomic.atomic_dir(final)
+    (writer.__enter__() / "x").write_text("second")
+    with atomic.atomic_dir(final) as work:
+        (work / "x").write_text("first")
+    with pytest.raises(ConflictError, match="meanwhile"):
+        writer.__exit__(None, None, None)
     assert (final / "x").read_text() == "first"
-    assert os.listdir(tmp_path) == ["step"]
+    assert names(tmp_path) == ["step"]
 
 
 def test_dir_exception_leaves_nothing(tmp_path):
-    with pytest.raises(StoreError, match="No space"), atomic.atomic_dir(tmp_path / "step") as work:
-        (work / "x").write_text("half")
-        raise OSError(errno.ENOSPC, "full")
-    assert os.listdir(tmp_path) == []
+    with pytest.raises(StoreError, match="No space"):
+        fail_while_writing(atomic.atomic_dir(tmp_path / "step"), OSError(errno.ENOSPC, "full"))
+    assert names(tmp_path) == []
 
 
 def test_lock_refuses_a_second_writer_and_names_the_first(tmp_path):

@@ -1,6 +1,7 @@
 """A release is built whole, verified, versioned, and never disturbs the one before it."""
 
 import errno
+import itertools
 import json
 import os
 from pathlib import Path
@@ -26,7 +27,7 @@ def synthetic(tmp_path_factory):
     return build_synthetic_release(tmp_path_factory.mktemp("releases"), n_layers=2, d_sae=16, n_blocks=12)
 
 
-@pytest.fixture()
+@pytest.fixture
 def part(tmp_path):
     return vocab(tmp_path / "parts" / "vocab.parquet", range(6))
 
@@ -75,7 +76,8 @@ def test_comments_carry_meaning_and_unit(synthetic):
     assert found["docs"] == "One row per block of the analysed text"
     query = "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = 'sae_metrics'"
     assert dict(rows(synthetic, query))["kl"] == "mean KL(p_clean || p_spliced) [nats]"
-    query = "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL AND table_name IN (SELECT table_name FROM manifest)"
+    query = """SELECT count(*) FROM duckdb_columns()
+               WHERE comment IS NULL AND table_name IN (SELECT table_name FROM manifest)"""
     assert rows(synthetic, query) == [(0,)]
 
 
@@ -88,9 +90,12 @@ def test_synthetic_release_is_true_to_the_definitions(synthetic):
     query = """SELECT max(abs(d.pre_activation - e.activation)) FROM dfa d
                JOIN examples e USING (sae, feature, example_group, rank)"""
     assert rows(synthetic, query)[0][0] == 0
-    query = "SELECT count(*) FROM examples e JOIN docs USING (block) WHERE e.position >= len(tokens) OR e.position = 0"
+    query = """SELECT count(*) FROM examples e JOIN docs USING (block)
+               WHERE e.position >= len(tokens) OR e.position = 0"""
     assert rows(synthetic, query) == [(0,)]
-    best = rows(synthetic, "SELECT layer, head, arg_max(score, value) FROM head_scores GROUP BY ALL ORDER BY ALL")
+    best = rows(
+        synthetic, "SELECT layer, head, arg_max(score, value) FROM head_scores GROUP BY ALL ORDER BY ALL"
+    )
     styles = {(layer, head): score for layer, head, score in best}
     assert styles[0, 0] == "previous_token"
     assert styles[0, 1] == "duplicate_token"
@@ -99,11 +104,14 @@ def test_synthetic_release_is_true_to_the_definitions(synthetic):
 
 
 def test_head_features_ranks_each_head(synthetic):
-    query = """SELECT feature FROM head_features WHERE layer = 1 AND head = 2 AND decoder_rank < 5 ORDER BY decoder_rank"""
-    wanted = """SELECT feature FROM head_attribution a JOIN features f USING (sae, feature) JOIN saes USING (sae)
+    query = """SELECT feature FROM head_features
+               WHERE layer = 1 AND head = 2 AND decoder_rank < 5 ORDER BY decoder_rank"""
+    wanted = """SELECT feature FROM head_attribution a JOIN features f USING (sae, feature)
+                JOIN saes USING (sae)
                 WHERE layer = 1 AND a.head = 2 ORDER BY f.alive DESC, decoder_share DESC LIMIT 5"""
     assert rows(synthetic, query) == rows(synthetic, wanted)
-    query = """SELECT count(*), count(DISTINCT fve_rank), max(fve_rank) FROM head_features WHERE layer = 0 AND head = 0"""
+    query = """SELECT count(*), count(DISTINCT fve_rank), max(fve_rank) FROM head_features
+               WHERE layer = 0 AND head = 0"""
     assert rows(synthetic, query) == [(16, 16, 15)]
 
 
@@ -120,7 +128,7 @@ def test_any_split_into_parts_gives_the_same_release(tmp_path_factory, part, ord
     edges = [0, *sorted(places), 6]
     parts = [
         vocab(folder / f"{i}.parquet", sorted(order[a:b]))
-        for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+        for i, (a, b) in enumerate(itertools.pairwise(edges))
     ]
     one = release.publish(folder / "one", "r", {"vocab": [part]}, WHO)
     many = release.publish(folder / "many", "r", {"vocab": parts}, WHO)
@@ -137,7 +145,10 @@ def test_same_content_keeps_the_version_and_new_content_makes_one(tmp_path, part
     other = release.publish(tmp_path / "r", "x", {"vocab": [part]}, {"seed": "1"})
     assert (other.version, other.path.name) == (2, "x-v0002.duckdb")
     assert release.current(tmp_path / "r", "x") == other
-    assert [(r.label, r.current) for r in release.list_releases(tmp_path / "r")] == [("x@1", False), ("x@2", True)]
+    assert [(r.label, r.current) for r in release.list_releases(tmp_path / "r")] == [
+        ("x@1", False),
+        ("x@2", True),
+    ]
     assert release.current(tmp_path / "r", "x@1").digest == first.digest
     pointer = json.loads((tmp_path / "r" / "x" / "current.json").read_text())
     assert pointer["file"] == "x-v0002.duckdb"
@@ -155,7 +166,7 @@ def test_unknown_release_names_the_existing(tmp_path, part):
     with pytest.raises(StoreError, match="existing: none yet"):
         release.current(tmp_path / "r")
     release.publish(tmp_path / "r", "a", {"vocab": [part]}, WHO)
-    with pytest.raises(StoreError, match="no release 'b' in .*; existing: a"):
+    with pytest.raises(StoreError, match=r"no release 'b' in .*; existing: a"):
         release.current(tmp_path / "r", "b")
 
 
@@ -217,7 +228,7 @@ def test_duckdb_running_out_of_disk_is_one_line(tmp_path, part, monkeypatch):
         raise duckdb.IOException("IO Error: Could not write all bytes to file: wanted=4096 wrote=0\nmore")
 
     monkeypatch.setattr(build, "_build_table", full)
-    with pytest.raises(StoreError, match="cannot build release .*Could not write all bytes") as caught:
+    with pytest.raises(StoreError, match=r"cannot build release .*Could not write all bytes") as caught:
         release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
     assert "\n" not in str(caught.value)
     assert files(tmp_path / "r") == []
@@ -282,7 +293,7 @@ def test_remove_old_and_current(tmp_path, part):
 def test_a_lost_pointer_or_a_damaged_one(tmp_path, part):
     release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
     (tmp_path / "r" / "x" / "current.json").write_text("{")
-    with pytest.raises(StoreError, match="cannot read .*current.json"):
+    with pytest.raises(StoreError, match=r"cannot read .*current.json"):
         release.current(tmp_path / "r")
 
 
@@ -300,7 +311,7 @@ def test_missing_or_damaged_release(tmp_path, content):
     path = tmp_path / "x-v0001.duckdb"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(StoreError, match="x-v0001.duckdb") as caught:
+    with pytest.raises(StoreError, match=r"x-v0001.duckdb") as caught:
         open_release(path)
     assert "\n" not in str(caught.value)
 

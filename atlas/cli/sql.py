@@ -95,7 +95,7 @@ def _write(table: "pa.Table", kind: str, out: Path | None) -> None:
     elif out is not None:
         export.write_file(table, out, kind)
     else:
-        export.WRITERS[kind](table, click.get_binary_stream("stdout"))
+        export.WRITERS[kind](table, sys.stdout.buffer)
 
 
 def _truncation(shown: int, rows: int) -> str:

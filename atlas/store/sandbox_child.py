@@ -150,7 +150,8 @@ def _explained(error: Exception, request: dict[str, Any], interrupted: bool) -> 
     if interrupted:
         return f"the query was stopped after its bound of {request['seconds']:g} seconds"
     text = str(error)
-    if isinstance(error, MemoryError | duckdb.OutOfMemoryException) or "bad_alloc" in text:
+    memory = ("out of memory", "bad_alloc", "bad allocation")
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in memory):
         return f"the query needs more memory than its bound of {request['memory']}"
     lines = [line.rstrip() for line in text.split("Possible solutions")[0].splitlines() if line.strip()]
     return "\n".join(lines[:8])
