@@ -190,7 +190,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     server.remove()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
 def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
     """Settings of a database without any table, once on each kind of database."""
     settings = load_settings({"ATLAS_HOME": str(tmp_path / "home")})

@@ -3,6 +3,7 @@
 # ruff: noqa: F401, F811 (fixtures are imported and then asked for by name)
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from tests.servers import broker, database, empty_database, postgres_server, red
 from tests.workers_plan import attempts, diamond, fake_plan, install, outputs, step, write_plan
 from workers.steps import MAX_ATTEMPTS, housekeep, is_transient, run_one
 
+pytestmark = pytest.mark.server
 WORKER = Path(__file__).with_name("workers_plan.py")
 
 
@@ -108,6 +110,22 @@ def test_a_real_worker_carries_out_a_plan(settings, workers, capsys):
     assert "d: done" in capsys.readouterr().err
     # The parent forks children, so it must never have loaded torch.
     assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def test_a_worker_answers_its_health_check(settings, workers):
+    process = workers("--name", "worker")
+    environment = {**os.environ, "ATLAS_BROKER_URL": settings.broker_url, "ATLAS_HOME": str(settings.home)}
+    options = ["inspect", "ping", "--timeout", "2", "--destination", f"worker@{socket.gethostname()}"]
+    command = [sys.executable, "-m", "celery", "--app", "workers.app", *options]
+
+    def healthy():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode == 0 and "pong" in done.stdout
+
+    wait_until("the worker answers", healthy)
+    process.terminate()
+    assert process.wait(30) == 0
+    assert not healthy()
 
 
 def test_queues_are_served_by_those_who_said_so(settings, workers):

@@ -1,6 +1,7 @@
 """``atlas worker``, and what ``atlas build`` does when a broker is set: submit a run and follow it."""
 
 import logging
+import os
 import time
 from collections.abc import Collection
 
@@ -28,7 +29,8 @@ POLL_SECONDS = 0.5
     show_default=True,
     help="Steps to run at once. A step uses all cores by itself (bound it with ATLAS_THREADS).",
 )
-def worker(queues: str, concurrency: int) -> None:
+@click.option("--name", help="The worker's name at this host; two on one host need different ones.")
+def worker(queues: str, concurrency: int, name: str | None) -> None:
     """Carry out build steps that the broker at ATLAS_BROKER_URL hands out, until stopped."""
     settings = load_settings()
     names = parse_queues(queues)
@@ -43,7 +45,7 @@ def worker(queues: str, concurrency: int) -> None:
             f"--concurrency={concurrency}",
             f"--queues={','.join(names)}",
             f"--loglevel={settings.log_level}",
-            "--hostname=atlas-%i@%h" if concurrency > 1 else "--hostname=atlas@%h",
+            f"--hostname={name or f'atlas-{os.getpid()}'}@%h",
             "--without-gossip",
             "--without-mingle",
         ]
