@@ -45,9 +45,17 @@ class Atlas:
             for name, table in notes.items():
                 self._connection.register(name, table)
             try:
-                return self._connection.execute(text).to_arrow_table()
+                return self._rows(text)
             except duckdb.Error as error:
                 raise QueryError(str(error).strip()) from None
+
+    def _rows(self, text: str) -> pa.Table:
+        try:
+            relation = self._connection.sql(text)
+        except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException):
+            self._connection.execute(text)  # fails in the same way, and its message marks the place
+            raise
+        return pa.table({}) if relation is None else relation.to_arrow_table()
 
     def close(self) -> None:
         """Let go of the release's file."""

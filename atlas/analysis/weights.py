@@ -57,7 +57,7 @@ def residual_directions(model: LanguageModel, sae: SAE) -> Float[Tensor, "d_sae 
 
 
 def logit_effects(model: LanguageModel, sae: SAE) -> tuple[Columns, Columns]:
-    """Which tokens does a feature promote and suppress? (rows of ``logit_effects``, moments for ``features``).
+    """Which tokens does a feature promote and suppress? (``logit_effects`` rows, moments for ``features``).
 
     The residual direction times the unembedding with the final LayerNorm's weight folded in, centred over
     d_model and over the vocabulary; no bias, no division by the LayerNorm's scale. Moments are population
@@ -68,7 +68,7 @@ def logit_effects(model: LanguageModel, sae: SAE) -> tuple[Columns, Columns]:
         return {}, {}
     unembed = model.logit_directions()
     k = min(N_LOGITS, unembed.shape[1])
-    parts = [_extremes(chunk @ unembed, k) for chunk in directions.split(_CHUNK)]
+    parts = [_extremes(chunk @ unembed, k) for chunk in torch.split(directions, _CHUNK)]
     token, value = (torch.cat([p[i] for p in parts]).cpu().numpy() for i in range(2))
     moments = torch.cat([p[2] for p in parts]).cpu().numpy()
     rows = {

@@ -22,7 +22,7 @@ _QUIET = {
     "client.showErrorDetails": "none",
     "client.showErrorLinks": "false",
     "theme.light.primaryColor": "#0072b2",
-    "theme.dark.primaryColor": "#56b4e9",
+    "theme.dark.primaryColor": "#2a86c8",
     "theme.baseFontSize": "15",
     "theme.codeFontSize": "0.82rem",
     "theme.showWidgetBorder": "true",

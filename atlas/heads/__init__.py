@@ -1,0 +1,1 @@
+"""What each attention head does: scores and how they are measured."""

@@ -1,0 +1,65 @@
+"""The command ``atlas``. Command modules import heavy rooms only when their command runs."""
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from atlas import __version__
+from atlas.errors import AtlasError, Cancelled
+
+COMMANDS = {
+    "build": "atlas.cli.build",
+    "demo": "atlas.cli.demo",
+    "app": "atlas.cli.app",
+    "sql": "atlas.cli.sql",
+    "schema": "atlas.cli.schema",
+    "releases": "atlas.cli.releases",
+    "status": "atlas.cli.status",
+    "cancel": "atlas.cli.status",
+    "worker": "atlas.cli.worker",
+    "db": "atlas.cli.db",
+}
+"""Each command and the module that holds it under its own name."""
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are named, so that `atlas sql` starts at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        found: Any = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        return found if isinstance(found, click.Command) else None
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="atlas")
+def cli() -> None:
+    """Head Atlas: what every attention head does, seen through sparse autoencoders."""
+
+
+def main() -> None:
+    """Run the command line; an AtlasError becomes one line on stderr and exit code 2."""
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(logging.NullHandler())
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except Cancelled as error:
+        click.echo(str(error), err=True)
+        sys.exit(130)
+    except AtlasError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,139 @@
+"""``atlas build``: from a model and a text to a published release."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from atlas.configs import BuildConfig, from_plain, to_plain
+from atlas.errors import ConfigError
+from atlas.settings import load_settings
+
+
+def _numbers(what: str, text: str | None) -> str | tuple[int, ...] | None:
+    """``all``, or numbers and ranges such as ``0,3-5``.
+
+    >>> _numbers("layer", "0,3-5")
+    (0, 3, 4, 5)
+    """
+    if text is None or text == "all":
+        return text
+    out: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise ConfigError(f"{what} {part!r} cannot be read; allowed: all, or numbers such as 0,3-5")
+        out += range(int(low), int(high or low) + 1)
+    return tuple(out)
+
+
+FLAGS = {
+    "release": ("", "release"),
+    "model": ("model", "name"),
+    "processing": ("model", "processing"),
+    "corpus": ("corpus", "source"),
+    "blocks": ("corpus", "blocks"),
+    "context": ("corpus", "context"),
+    "sites": ("sites", "kinds"),
+    "layers": ("sites", "layers"),
+    "heads": ("sites", "heads"),
+    "architecture": ("sae", "architecture"),
+    "expansion": ("sae", "expansion"),
+    "d_sae": ("sae", "d_sae"),
+    "k": ("sae", "k"),
+    "l1": ("sae", "l1_coefficient"),
+    "lr": ("sae", "lr"),
+    "tokens": ("train", "tokens"),
+    "batch": ("train", "batch"),
+    "seed": ("train", "seed"),
+    "eval_blocks": ("evaluation", "blocks"),
+    "analysis_blocks": ("analysis", "blocks"),
+}
+"""The section and key of the config that each flag sets; sae flags set the only [[sae]] table."""
+
+
+@click.command()
+@click.argument("config_file", required=False, type=click.Path(path_type=Path))
+@click.option("--model", help="Bundled model, local Hugging Face folder, or hub name.")
+@click.option("--processing", help="raw or folded weights.")
+@click.option("--corpus", help="stdlib, a .txt, .jsonl or .parquet file, a folder of text, or hf:NAME.")
+@click.option("--blocks", type=int, help="Most token blocks to take from the text.")
+@click.option("--context", type=int, help="Tokens in a block, BOS included.")
+@click.option("--sites", help="Comma-separated: z, q, k, v, resid_pre, attn_out, mlp_out.")
+@click.option("--layers", help="all, or numbers such as 0,3-5.")
+@click.option("--heads", help="Single heads: all, or numbers such as 0,3-5.")
+@click.option("--architecture", help="topk or relu.")
+@click.option("--expansion", type=int, help="d_sae as a multiple of d_in.")
+@click.option("--d-sae", type=int, help="Number of features.")
+@click.option("--k", type=int, help="TopK: features kept per token.")
+@click.option("--l1", type=float, help="ReLU: weight of the L1 penalty.")
+@click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--tokens", type=int, help="Training tokens.")
+@click.option("--batch", type=int, help="Tokens per optimiser step.")
+@click.option("--eval-blocks", type=int, help="Held-out blocks.")
+@click.option("--analysis-blocks", type=int, help="Blocks that the tables summarise.")
+@click.option("--seed", type=int, help="Seed of training.")
+@click.option("--release", help="Name of the release; the model's name by default.")
+@click.option("--dry-run", is_flag=True, help="Print the steps and which are current; do nothing.")
+def build(config_file: Path | None, dry_run: bool, **flags: str | int | float | None) -> None:
+    """Train SAEs, evaluate them, make the tables and publish a release.
+
+    CONFIG_FILE is a TOML file (see docs/build.md); flags override it. Run again, it does only what is not
+    current; interrupted, it goes on where it was. With ATLAS_BROKER_URL set, workers do the work.
+    """
+    config = BuildConfig.from_toml(config_file) if config_file else BuildConfig()
+    run_build(with_flags(config, flags), dry_run=dry_run)
+
+
+def with_flags(config: BuildConfig, flags: dict[str, str | int | float | None]) -> BuildConfig:
+    """The config with the command line's flags put over it.
+
+    >>> with_flags(BuildConfig(), {"model": "docs-2l", "sites": "q,k", "heads": "all"}).sites.kinds
+    ('q', 'k')
+    """
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    if "sites" in given:
+        given["sites"] = given["sites"].split(",")
+    for name in ("layers", "heads"):
+        if name in given:
+            given[name] = _numbers(name[:-1], given[name])
+    plain = to_plain(config)
+    for name, value in given.items():
+        section, key = FLAGS[name]
+        if section == "sae" and len(config.sae) > 1:
+            raise ConfigError(f"--{name} is ambiguous: the config holds {len(config.sae)} [[sae]] tables")
+        place = plain if section == "" else plain["sae"][0] if section == "sae" else plain[section]
+        place[key] = value
+    return from_plain(BuildConfig, plain)
+
+
+def run_build(config: BuildConfig, *, dry_run: bool = False) -> None:
+    """Plan and carry out a build here or, with a broker, through workers."""
+    from atlas.pipeline.execute import waiting_for
+    from atlas.pipeline.plan import make_plan
+    from atlas.store.release import current
+
+    settings = load_settings()
+    plan = make_plan(config, settings)
+    waiting = {step.name for step in waiting_for(plan, settings)}
+    if dry_run:
+        for step in plan.steps:
+            state = "to do" if step.name in waiting else "current"
+            click.echo(f"{state:8} {step.queue:4} {step.name:32} {step.digest[:16]}")
+        return
+    started = time.monotonic()
+    if not waiting:
+        click.echo("everything is current", err=True)
+    elif settings.broker_url is not None:
+        from atlas.cli.worker import submit, wait
+
+        done = {step.name for step in plan.steps} - waiting
+        wait(submit(plan, settings, current=done), settings)
+    else:
+        from atlas.cli.display import step_display
+        from atlas.pipeline.local import run_local
+
+        run_local(plan, settings, step_display)
+    info = current(settings.releases, config.release_name)
+    click.echo(f"release {info.label}: {info.path} ({time.monotonic() - started:.0f} s)")

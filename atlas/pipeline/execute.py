@@ -1,0 +1,103 @@
+"""Run one step of a plan: once, whole, and only if its output is not there.
+
+The output is written under a temporary name and renamed; a lock keeps a second process from doing the same
+step. What a step saves on its way (a training checkpoint) lies beside, and goes when the step is done.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlas.errors import StoreError
+from atlas.pipeline.plan import Plan, Step
+from atlas.progress import Progress
+from atlas.settings import Settings
+from atlas.store import release
+from atlas.store.atomic import WORK_PREFIX, atomic_dir, discard, lock
+
+RELEASE_NOTE = "release.json"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step function gets: the plan, the step, the machine, and where its inputs and output lie."""
+
+    plan: Plan
+    step: Step
+    settings: Settings
+    out: Path
+    scratch: Path
+    progress: Progress
+
+    def input(self, name: str) -> Path:
+        """Folder of a finished step that this one needs."""
+        path = output_of(self.plan.step(name), self.settings)
+        if not path.is_dir():
+            raise StoreError(f"step {self.step.name!r} needs {name!r}, whose output {str(path)!r} is missing")
+        return path
+
+    def inputs(self, kind: str) -> list[Path]:
+        """Folders of all steps of a kind, in order."""
+        return [self.input(step.name) for step in self.plan.of_kind(kind)]
+
+
+StepFunction = Callable[[Context], None]
+
+
+def output_of(step: Step, settings: Settings) -> Path:
+    """Where a step's output lies or will lie."""
+    return settings.steps / step.folder
+
+
+def is_current(step: Step, settings: Settings) -> bool:
+    """Whether the step's output is there; for ``publish``, whether that release is the current one."""
+    folder = output_of(step, settings)
+    if step.kind != "publish":
+        return folder.is_dir()
+    try:
+        note = json.loads((folder / RELEASE_NOTE).read_text(encoding="utf8"))
+        return bool(release.current(settings.releases, note["name"]).digest == note["digest"])
+    except (OSError, ValueError, KeyError, StoreError):
+        return False
+
+
+def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> None:
+    """Carry out a step whose needs are met; does nothing if its output is current.
+
+    Raises:
+        ConflictError: another process is doing this step.
+        AtlasError: whatever the step itself raises; nothing is published then.
+    """
+    from atlas.pipeline.steps import STEPS
+
+    step = plan.step(name)
+    if is_current(step, settings):
+        return
+    final = output_of(step, settings)
+    scratch = settings.steps / f".scratch-{step.folder}"
+    with lock(settings.steps / f".lock-{step.folder}"):
+        if is_current(step, settings):
+            return
+        for left in settings.steps.glob(f"{WORK_PREFIX}{final.name}-*"):
+            discard(left)
+        if step.kind == "publish":
+            discard(final)
+        with atomic_dir(final) as work:
+            STEPS[step.kind](Context(plan, step, settings, work, scratch, progress))
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def waiting_for(plan: Plan, settings: Settings) -> list[Step]:
+    """The steps that are not current, in the order in which they can be done.
+
+    A step whose output is there needs nothing any more, even if its inputs were cleaned away.
+    """
+    todo: list[Step] = []
+    needed = {plan.steps[-1].name}
+    for step in reversed(plan.steps):
+        if step.name in needed and not is_current(step, settings):
+            todo.append(step)
+            needed.update(step.needs)
+    return todo[::-1]

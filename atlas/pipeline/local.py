@@ -1,0 +1,81 @@
+"""Carry out a plan in this process, step after step, recorded in the database like any other run."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from atlas.db.leases import cancel_step, claim_step, fail_step, finish_step, request_cancel
+from atlas.db.owner import new_owner
+from atlas.db.progress import DbProgress
+from atlas.db.rows import RunRow
+from atlas.db.runs import create_run, load_run
+from atlas.db.schema import ensure_schema
+from atlas.errors import AtlasError, Cancelled, ConflictError
+from atlas.pipeline.execute import run_step, waiting_for
+from atlas.pipeline.plan import Plan, Step
+from atlas.progress import Progress
+from atlas.settings import Settings
+
+Shown = Callable[[Step, int, int], AbstractContextManager[Progress]]
+
+
+class _Both:
+    """Progress told to two listeners."""
+
+    def __init__(self, first: Progress, second: Progress) -> None:
+        self.first, self.second = first, second
+
+    def update(self, done: int, total: int, message: str = "") -> None:
+        self.first.update(done, total, message)
+        self.second.update(done, total, message)
+
+
+def current_steps(plan: Plan, settings: Settings) -> set[str]:
+    """Names of the steps that need not run: their output, or everything made from it, is there."""
+    waiting = {step.name for step in waiting_for(plan, settings)}
+    return {step.name for step in plan.steps} - waiting
+
+
+def run_local(plan: Plan, settings: Settings, shown: Shown) -> RunRow | None:
+    """Do what is not current. Returns the run, or None if everything is current.
+
+    ``shown(step, number, total)`` gives the progress display of a step. Ctrl-C cancels the run and keeps
+    what is finished; the same command goes on from there.
+
+    Raises:
+        AtlasError: the first error of a step, after it has been recorded with the run.
+    """
+    waiting = waiting_for(plan, settings)
+    if not waiting:
+        return None
+    ensure_schema(settings)
+    run = create_run(settings, plan, executor="local", current=current_steps(plan, settings))
+    owner = new_owner()
+    for number, step in enumerate(waiting, 1):
+        with shown(step, number, len(waiting)) as display:
+            _one(plan, step, settings, run.id, owner, display)
+    return load_run(settings, run.id)
+
+
+def _one(plan: Plan, step: Step, settings: Settings, run_id: str, owner: str, display: Progress) -> None:
+    if claim_step(settings, run_id, step.name, owner) is None:
+        state = {s.name: s for s in load_run(settings, run_id).steps}[step.name]
+        if state.status in ("done", "skipped"):
+            return
+        raise ConflictError(
+            f"step {step.name!r} of run {run_id} is {state.status} and held by {state.lease_owner}; "
+            "another process is building the same plan"
+        )
+    try:
+        with DbProgress(settings, run_id, step.name, owner) as recorded:
+            run_step(plan, step.name, settings, _Both(display, recorded))
+    except (KeyboardInterrupt, Cancelled):
+        request_cancel(settings, run_id)
+        cancel_step(settings, run_id, step.name, owner)
+        raise Cancelled(f"run {run_id} was stopped; the same command goes on from here") from None
+    except AtlasError as error:
+        fail_step(settings, run_id, step.name, owner, str(error))
+        raise
+    except Exception as error:
+        fail_step(settings, run_id, step.name, owner, f"{type(error).__name__}: {error}")
+        raise
+    finish_step(settings, run_id, step.name, owner)
