@@ -10,11 +10,13 @@ from app.colours import BLUE, GREEN, ORANGE
 
 SERIES = (BLUE, ORANGE, GREEN)
 Spec = dict[str, Any]
+LEGEND = {"orient": "top", "offset": 2, "labelFontSize": 11, "symbolSize": 50}
 
 
 def axis(field: str, title: str, kind: str = "quantitative", **more: Any) -> Spec:
     """One encoding channel with its title."""
-    return {"field": field, "type": kind, "title": title, **more}
+    drawn = {"titlePadding": 4, "titleFontSize": 11, "labelFontSize": 10.5, **more.pop("axis", {})}
+    return {"field": field, "type": kind, "title": title, "axis": drawn, **more}
 
 
 def tips(*fields: tuple[str, str]) -> list[Spec]:
@@ -25,7 +27,7 @@ def tips(*fields: tuple[str, str]) -> list[Spec]:
 def draw(data: pa.Table, spec: Spec, height: int, key: str, alt: str) -> None:
     """Draw a specification over a table, in the theme of the page."""
     full = {"height": height, "padding": {"left": 2, "right": 4, "top": 2, "bottom": 2}, **spec}
-    st.vega_lite_chart(data, full, width="stretch", height=height + 42, key=key, alt=alt)
+    st.vega_lite_chart(data, full, width="stretch", height=height + 30, key=key, alt=alt)
 
 
 def histogram() -> Spec:
@@ -54,7 +56,7 @@ def positions(context: int) -> Spec:
             "y": axis("share", "share of tokens", axis={"format": "~%", "tickCount": 4}),
             "color": {
                 "field": "name", "type": "nominal", "sort": names, "title": None,
-                "scale": {"domain": names, "range": [ORANGE, BLUE]}, "legend": {"orient": "top", "offset": 2},
+                "scale": {"domain": names, "range": [ORANGE, BLUE]}, "legend": LEGEND,
             },
             "tooltip": [{"field": "name", "title": "of"},
                         *tips(("position", "position"), ("n", "tokens"), ("share", "share"))],
@@ -75,7 +77,7 @@ def by_head(n_heads: int) -> Spec:
             "color": {
                 "field": "measure", "type": "nominal", "sort": list(MEASURES), "title": None,
                 "scale": {"domain": list(MEASURES), "range": list(SERIES)},
-                "legend": {"orient": "top", "offset": 2},
+                "legend": LEGEND,
             },
             "tooltip": [{"field": "head", "title": "head"}, {"field": "measure", "title": "measure"},
                         *tips(("share", "share"))],
@@ -92,7 +94,7 @@ def by_layer(fields: Sequence[tuple[str, str]], title: str, n_layers: int, zero:
     colour: Spec = {
         "field": "name", "type": "nominal", "sort": names, "title": None,
         "scale": {"domain": names, "range": [*SERIES, "#cc79a7"][: len(names)]},
-        "legend": {"orient": "top", "offset": 2} if len(names) > 1 else None,
+        "legend": LEGEND if len(names) > 1 else None,
     }  # fmt: skip
     return {
         "mark": {"type": "line", "point": {"size": 28}, "strokeWidth": 1.5},

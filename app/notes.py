@@ -92,8 +92,7 @@ class Draft(Generic[N]):
         note = replace(self.typed(), **(changes or {}))
         if note == self.stored and over is None:
             return True
-        if hasattr(note, "seconds_spent"):
-            note = replace(note, seconds_spent=note.seconds_spent + self._seconds())
+        note = replace(note, **self._time(note))
         try:
             saved = self.store(note, self.stored.version if over is None else over)
         except StaleAnnotationError as error:
@@ -107,11 +106,15 @@ class Draft(Generic[N]):
         self.put("error", None)
         return True
 
-    def _seconds(self) -> float:
+    def _time(self, note: N) -> dict[str, Any]:
+        """The time spent so far, for notes that keep it; a long pause counts as a short one."""
+        before = getattr(note, "seconds_spent", None)
+        if before is None:
+            return {}
         now = time.monotonic()
         spent = min(LONGEST_PAUSE, now - (self.get("opened") or now))
         self.put("opened", now)
-        return spent
+        return {"seconds_spent": before + spent}
 
     def autosave(self) -> None:
         """Save after a change of any widget."""

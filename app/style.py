@@ -20,8 +20,8 @@ def _style() -> str:
 
 def facts(items: list[tuple[str, str]]) -> None:
     """A row of small named values; everything is escaped."""
-    cells = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in items)
-    st.html(f'<dl class="ha-facts" style="margin:0">{cells}</dl>')
+    cells = "".join(f"<div><span>{html.escape(k)}</span><b>{html.escape(v)}</b></div>" for k, v in items)
+    st.html(f'<div class="ha-facts">{cells}</div>')
 
 
 def title(text: str, beside: str = "") -> None:

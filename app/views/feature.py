@@ -54,14 +54,16 @@ def _jump_feature(sae: str) -> None:
     _move(sae, int(st.session_state["jump_feature"]))
 
 
-def _header(scope: Scope, ref: SaeRef, number: int) -> None:
-    one, two = st.columns([1, 1.45], vertical_alignment="center")
+def _header(scope: Scope, ref: SaeRef, row: dict[str, Any]) -> None:
+    number = row["feature"]
+    one, two = st.columns([1, 1.9], vertical_alignment="center")
     with one:
         style.title(f"Feature {number}", ref.sae)
     before, after = scope.ask(features.alive_around, ref.sae, number)
     st.session_state["jump_sae"], st.session_state["jump_feature"] = ref.sae, number
     names = [r.sae for r in scope.saes if r.model == ref.model]
     with two, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom"):
+        _links(ref, row)
         st.button(
             "Previous", key="before", icon=":material/chevron_left:", shortcut="P", disabled=before is None,
             on_click=_move, args=(ref.sae, before), help="previous feature that fires",
@@ -101,7 +103,8 @@ def _facts(ref: SaeRef, row: dict[str, Any]) -> None:
 
 
 def _charts(scope: Scope, ref: SaeRef, number: int) -> None:
-    one, two, three = st.columns([1, 1.15, 1.35])
+    with st.container(key="charts"):
+        one, two, three = st.columns([1, 1.15, 1.35])
     with one:
         style.section("Activations", "where it fires")
         bins = scope.ask(features.histogram, ref.sae, number)
@@ -159,13 +162,14 @@ def _links(ref: SaeRef, row: dict[str, Any]) -> None:
     """To the head one came from, and to the one with the largest decoder share."""
     came = st.query_params.get("head", "")
     best = "" if row["top_head"] is None else f"L{ref.layer}H{row['top_head']}"
-    with st.container(horizontal=True, gap="medium"):
-        if came and st.button(f"Back to {state.plain(came)}", key="came", type="tertiary", shortcut="B"):
-            navigation.go(navigation.href("head", model=ref.model, head=came))
-        if best and best != came:
-            told = "the head with the largest decoder share"
-            if st.button(f"Open {best}", key="best", type="tertiary", help=told):
-                navigation.go(navigation.href("head", model=ref.model, head=best))
+    if came and st.button(
+        state.plain(came), key="came", icon=":material/arrow_back:", shortcut="B", help="back to this head"
+    ):
+        navigation.go(navigation.href("head", model=ref.model, head=came))
+    if best and best != came:
+        told = "the head with the largest decoder share"
+        if st.button(best, key="best", icon=":material/center_focus_strong:", help=told):
+            navigation.go(navigation.href("head", model=ref.model, head=best))
 
 
 def _tokens(scope: Scope, ref: SaeRef, number: int) -> None:
@@ -179,7 +183,9 @@ def _tokens(scope: Scope, ref: SaeRef, number: int) -> None:
         token_table([r for r in stats if r["role"] == "at"][:k], texts, "fires on"),
         token_table([r for r in stats if r["role"] == "next"][:k], texts, "next token"),
     ]
-    for column, part in zip(st.columns([1, 1, 1.35, 1.35]), parts, strict=True):
+    with st.container(key="side"):
+        columns = st.columns([1, 1, 1.35, 1.35])
+    for column, part in zip(columns, parts, strict=True):
         column.html(part)
     if max(len(logits), len(stats)) > FEW:
         st.toggle("More tokens", key="more_tokens")
@@ -204,21 +210,25 @@ def _form(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
     draft = notes.feature_draft(scope.settings, ref.sae, number, who)
     draft.open()
     save = draft.autosave
-    one, two, three, four = st.columns([2, 2, 1.7, 2])
-    one.text_input("Label", key=draft.key("label"), on_change=save, live="700ms", max_chars=LABEL_LENGTH,
-                   placeholder="what this feature stands for")  # fmt: skip
-    tags = draft.get("tags") or []
-    two.multiselect("Tags", tags, key=draft.key("tags"), on_change=save, accept_new_options=True,
-                    max_selections=MOST_WORDS, placeholder="type your own")  # fmt: skip
-    three.pills("Rating", list(INTERPRETABILITY), key=draft.key("interpretability"), on_change=save,
-                format_func=RATINGS.__getitem__)  # fmt: skip
+    with st.container(key="form"):
+        one, two, three, four = st.columns([2, 2, 1.9, 2.2])
+    one.text_input(
+        "Label", key=draft.key("label"), on_change=save, live="700ms", max_chars=LABEL_LENGTH,
+        placeholder="what this feature stands for",
+    )  # fmt: skip
+    two.multiselect(
+        "Tags", draft.get("tags") or [], key=draft.key("tags"), on_change=save, accept_new_options=True,
+        max_selections=MOST_WORDS, placeholder="type your own",
+    )  # fmt: skip
+    three.pills(
+        "Rating", list(INTERPRETABILITY), key=draft.key("interpretability"), on_change=save,
+        format_func=RATINGS.__getitem__,
+    )  # fmt: skip
     four.text_area("Notes", key=draft.key("notes"), on_change=save, max_chars=NOTES_LENGTH, height=72)
+    version = draft.stored.version
+    kept = f"kept, version {version}" if version else "kept as you type"
+    one.caption(state.plain(f"{kept}, by {who}"))
     notes.show_state(draft)
-    stored = draft.stored
-    if stored.version:
-        st.caption(state.plain(f"kept, version {stored.version}, by {who}"))
-    else:
-        st.caption(state.plain(f"Nothing written yet. Changes are kept at once, by {who}."))
 
 
 def render() -> None:
@@ -227,9 +237,8 @@ def render() -> None:
     ref, number = chosen_feature(scope)
     who = state.annotator(scope.settings)
     row = scope.ask(features.feature_row, ref.sae, number)
-    _header(scope, ref, number)
+    _header(scope, ref, row)
     _facts(ref, row)
-    _links(ref, row)
     _form(scope, ref, number, who)
     _charts(scope, ref, number)
     _tokens(scope, ref, number)

@@ -56,7 +56,8 @@ def _header(scope: Scope, place: Place, who: str) -> frozenset[tuple[int, int]]:
     n = scope.n_heads_all
     one, two = st.columns([1, 1.6], vertical_alignment="center")
     with one:
-        style.title(place.name, f"{scope.model.model} · {counts['done']}/{n} done, {counts['draft']} drafts")
+        far = f"{counts['done']}/{n} done, {counts['draft']} drafts"
+        style.title(place.name, f"{scope.model.model} · {far} · by {who}")
         st.html(progress_bar(counts["done"], counts["draft"], n))
     with two, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom"):
         before, after, unseen = place.step(-1), place.step(1), place.next_open(set(done))
@@ -191,7 +192,7 @@ def render() -> None:
     ref = scope.z_saes.get(place.layer)
     with st.container(key="head-body"):
         left, right = st.columns([2.7, 1])
-        with left:
+        with left, st.container(key="cards-panel"):
             if ref is None:
                 st.info(f"This release has no SAE on z of layer {place.layer}, so it shows no features.")
             else:

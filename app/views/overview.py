@@ -57,6 +57,9 @@ def _table(scope: Scope, rows: pa.Table) -> None:
     columns = _columns()
     if rows["head"].null_count == rows.num_rows:
         columns.pop("head")
+    else:
+        written = pc.fill_null(pc.cast(rows["head"], pa.string()), "")
+        rows = rows.set_column(rows.column_names.index("head"), "head", written)
     height = min(640, 38 + 35 * max(1, rows.num_rows))
     chosen = st.dataframe(
         rows,
@@ -91,7 +94,9 @@ def _long(rows: pa.Table, fields: tuple[tuple[str, str], ...]) -> pa.Table:
 def _plots(scope: Scope, rows: pa.Table) -> None:
     chosen = [ref.sae for ref in scope.z_saes.values()] or rows["sae"].to_pylist()
     rows = rows.filter(pc.is_in(rows["sae"], pa.array(chosen, pa.string())))
-    for column, (title, unit, fields, zero) in zip(st.columns(len(PLOTS)), PLOTS, strict=True):
+    with st.container(key="charts"):
+        columns = st.columns(len(PLOTS))
+    for column, (title, unit, fields, zero) in zip(columns, PLOTS, strict=True):
         with column:
             style.section(title)
             spec = charts.by_layer(fields, unit, scope.model.n_layers, zero)
@@ -154,10 +159,7 @@ def render() -> None:
         st.info(f"This release holds no SAE of {state.plain(scope.model.model)}.")
         return
     _plots(scope, rows)
-    st.subheader("SAEs", anchor=False)
-    st.caption(
-        "A click on a row's left edge opens the strongest feature of that SAE; a click on a heading sorts."
-    )
+    style.section("SAEs", "tick a row to open the strongest feature of that SAE; click a heading to sort")
     _table(scope, rows)
     left, right = st.columns([3, 2])
     with left:

@@ -1,0 +1,153 @@
+"""The app in a real browser: annotate from the grid, nothing lost on reload, DFA on hover."""
+
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need
+from tests.synthetic import build_synthetic_release
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A served app over a small release of 2 x 4 heads."""
+    from atlas.cli.app import streamlit_command
+
+    need(Path(CHROMIUM).is_file(), f"Chromium ({CHROMIUM})")
+    home = tmp_path_factory.mktemp("home")
+    build_synthetic_release(home / "releases")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    env = {**os.environ, "ATLAS_HOME": str(home), "ATLAS_ANNOTATOR": "ann", "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        streamlit_command(port, "127.0.0.1"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from playwright.sync_api import sync_playwright
+
+    need(Path(CHROMIUM).is_file(), f"Chromium ({CHROMIUM})")
+    with sync_playwright() as driver:
+        context = driver.chromium.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")), executable_path=CHROMIUM, args=FLAGS,
+            viewport={"width": 1400, "height": 1100},
+        )  # fmt: skip
+        context.set_default_timeout(15_000)
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page()
+    yield page
+    page.close()
+
+
+def heading(page, text):
+    page.get_by_role("heading", name=text, exact=True).wait_for()
+
+
+def test_annotate_from_the_grid_to_the_next_head_and_back(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(address)
+    page.locator(".cell[data-at='0,1']").click()
+    heading(page, "L0H1")
+    assert "head=L0H1" in page.url
+    expect(page.get_by_text("0/8 done")).to_be_visible()
+    page.get_by_label("Label").fill("repeats <script>alert(1)</script> **words**")
+    page.get_by_role("radio", name="bisemantic", exact=True).click()
+    page.get_by_label("Notes").fill("seen on lists")
+    page.get_by_label("Notes").press("Control+Enter")
+    heading(page, "L0H2")
+    expect(page.get_by_text("1/8 done")).to_be_visible()
+    page.locator("h1").click()
+    page.keyboard.press("p")
+    heading(page, "L0H1")
+    page.reload()
+    heading(page, "L0H1")
+    expect(page.get_by_label("Label")).to_have_value("repeats <script>alert(1)</script> **words**")
+    expect(page.get_by_label("Notes")).to_have_value("seen on lists")
+    expect(page.get_by_text(re.compile("done, version"))).to_be_visible()
+
+
+def test_a_draft_survives_a_reload_in_the_middle(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/head?head=L1H3")
+    heading(page, "L1H3")
+    page.get_by_label("Label").press_sequentially("half a thou")
+    expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
+    page.reload()
+    heading(page, "L1H3")
+    expect(page.get_by_label("Label")).to_have_value("half a thou")
+
+
+def test_grid_by_keyboard(page, address):
+    page.goto(f"{address}/atlas")
+    cell = page.locator(".cell[data-at='0,0']")
+    cell.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    heading(page, "L1H1")
+
+
+def test_hover_shows_heads_and_sources(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/feature")
+    rows = page.locator(".row")
+    rows.nth(3).hover()
+    expect(rows.nth(3)).to_have_class(re.compile("active"))
+    panel = page.locator("aside.panel")
+    expect(panel.get_by_text("What made it fire")).to_be_visible()
+    assert panel.locator(".head-bar").count() == 4
+    total = [float(x.replace("−", "-")) for x in panel.locator(".total b").all_inner_texts()]
+    assert total[0] + total[1] == pytest.approx(total[2], rel=0.02, abs=0.02)
+    rows.nth(3).click()
+    panel.locator(".head-bar").nth(2).click()
+    expect(panel.get_by_text("Largest sources of L")).to_be_visible()
+    assert set(panel.locator(".source-row .head-name").all_inner_texts()) <= {"H2"}
+    rows.nth(0).hover()
+    expect(rows.nth(3)).to_have_class(re.compile("active"))
+    panel.get_by_role("link", name=re.compile("Open L")).click()
+    heading(page, "L0H2")
+
+
+def test_card_link_opens_the_feature_in_this_session(page, address):
+    page.goto(f"{address}/head?head=L1H2")
+    link = page.locator(".card a.name").first
+    text = link.inner_text()
+    link.click()
+    heading(page, text.replace("feature", "Feature"))
+    page.keyboard.press("b")
+    heading(page, "L1H2")
