@@ -82,6 +82,7 @@ def test_current_steps_are_skipped(database):
     assert [s.status for s in run.steps] == ["skipped", "skipped", "ready", "pending"]
     everything = create_run(database, fake_plan(release="other"), current={"a", "b", "c", "d"})
     assert everything.id == run.id  # the same things are made: it is the same plan
+    assert everything.status == "done"
     done = create_run(database, fake_plan([step("z")]), current={"z"})
     assert done.status == "done"
 
@@ -93,6 +94,26 @@ def test_the_same_plan_is_joined_until_it_ends(database):
     second = create_run(database, fake_plan([step("a")]))
     assert second.id != first.id
     assert [r.id for r in list_runs(database)] == [second.id, first.id]
+
+
+def test_a_joined_run_learns_what_is_current(database):
+    """The process died after its output was published and before the database heard of it."""
+    run = create_run(database, fake_plan(), current=())
+    claim_step(database, run.id, "a", dead_owner())
+    joined = create_run(database, fake_plan(), current={"a"})
+    assert joined.id == run.id
+    assert [s.status for s in joined.steps] == ["skipped", "ready", "ready", "pending"]
+
+
+def test_a_run_whose_outputs_were_removed_is_begun_anew(database):
+    run = create_run(database, fake_plan(), current=())
+    do(database, run.id, "a")
+    assert create_run(database, fake_plan()).id == run.id
+    assert create_run(database, fake_plan(), current={"a"}).id == run.id
+    again = create_run(database, fake_plan(), current=())
+    assert again.id != run.id
+    assert again.steps[0].status == "ready"
+    assert load_run(database, run.id).status == "cancelled"
 
 
 def test_the_same_plan_asked_for_at_once_is_one_run(database):

@@ -52,7 +52,7 @@ def worker(queues: str, concurrency: int, name: str | None) -> None:
     )
 
 
-def submit(plan: PlanLike, settings: Settings, *, current: Collection[str] = ()) -> str:
+def submit(plan: PlanLike, settings: Settings, *, current: Collection[str] | None = None) -> str:
     """Record a run of the plan for the workers, send its ready steps, and return the run's id.
 
     A run of the same plan that is under way is joined; its ready steps are sent again, which is harmless.

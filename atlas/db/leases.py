@@ -8,7 +8,7 @@ workers of a cluster call the same functions.
 Locks are always taken run first, then step, so that two transactions never wait for each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -197,6 +197,7 @@ def _settle(session: Session, run: Run, now: datetime) -> None:
     check_move(f"run {run.id}", run.status, status, RUN_MOVES)
     run.status, run.finished_at = status, now
     run.error = next((f"{s.name}: {s.error}" for s in rows if s.status == "failed"), None)
+    session.flush()
 
 
 def finish_step(settings: Settings, run_id: str, name: str, owner: str) -> tuple[str, ...]:
@@ -230,13 +231,27 @@ def request_cancel(settings: Settings, run_id: str) -> None:
             raise ConflictError(
                 f"run {run_id} is {run.status!r} already; only a run under way can be cancelled"
             )
-        run.cancel_requested = True
-        now = clock(session)
-        for step in steps(session, run_id):
-            if step.status in ("pending", "ready") or (step.status == "running" and _left(step, now)):
-                step.status, step.finished_at, step.lease_owner = "cancelled", now, None
-        session.flush()
-        _settle(session, run, now)
+        withdraw(session, run, clock(session))
+
+
+def withdraw(session: Session, run: Run, now: datetime) -> None:
+    """Cancel, in a transaction that holds the run, whatever nobody works on."""
+    run.cancel_requested = True
+    for step in steps(session, run.id):
+        if step.status in ("pending", "ready") or (step.status == "running" and _left(step, now)):
+            step.status, step.finished_at, step.lease_owner = "cancelled", now, None
+    session.flush()
+    _settle(session, run, now)
+
+
+def skip_steps(session: Session, run: Run, names: Collection[str], now: datetime) -> None:
+    """Mark waiting steps as skipped, in a transaction that holds the run, and let others follow."""
+    for step in steps(session, run.id):
+        if step.name in names and step.status in ("pending", "ready"):
+            step.status = "skipped"
+    session.flush()
+    _follow(session, run.id)
+    _settle(session, run, now)
 
 
 def _left(step: RunStep, now: datetime) -> bool:

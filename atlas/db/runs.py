@@ -9,7 +9,7 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from atlas.db.leases import ACTIVE, changed, release_left, steps
+from atlas.db.leases import ACTIVE, changed, release_left, skip_steps, steps, withdraw
 from atlas.db.models import Run, RunStep
 from atlas.db.rows import PlanLike, RunRow, StepLike, StepRow, run_row, step_row
 from atlas.db.session import clock, reading, writing
@@ -61,13 +61,20 @@ def _first_states(plan: PlanLike, current: Collection[str]) -> dict[str, str]:
 
 
 def create_run(
-    settings: Settings, plan: PlanLike, *, executor: str = "local", current: Collection[str] = ()
+    settings: Settings,
+    plan: PlanLike,
+    *,
+    executor: str = "local",
+    current: Collection[str] | None = None,
 ) -> RunRow:
     """Record a run of a plan, or join the one of the same plan that is already under way.
 
-    Steps named in ``current`` have their outputs already and start as skipped. ``executor`` is ``local``
-    (this process) or ``queue`` (workers); joining moves the run to it. Raises ConfigError for a plan whose
-    steps do not follow from each other, ConflictError while a run of the same plan is being cancelled.
+    ``current`` names the steps whose outputs are there: they are skipped (None: not known, none are).
+    ``executor`` is ``local`` (this process) or ``queue`` (workers); joining moves the run to it. A run under
+    way whose finished outputs were removed since is cancelled, and a new one made.
+
+    Raises ConfigError for a plan whose steps do not follow from each other, ConflictError while a run of the
+    same plan is being cancelled.
     """
     one_of("executor", executor, ("local", "queue"))
     _check_plan(plan)
@@ -75,8 +82,10 @@ def create_run(
     try:
         with writing(settings) as session:
             found = _active(session, digest)
+            if found is not None and not _join(session, found, current):
+                found = None
             if found is None:
-                found = _insert_run(session, plan, digest, executor, current)
+                found = _insert_run(session, plan, digest, executor, current or ())
             found.executor = executor
             run_id = found.id
     except IntegrityError:
@@ -95,6 +104,19 @@ def _active(session: Session, digest: str) -> Run | None:
     if found.status in ACTIVE and found.cancel_requested:
         raise ConflictError(f"run {found.id} of the same plan is still stopping; wait for it: atlas status")
     return found if found.status in ACTIVE else None
+
+
+def _join(session: Session, run: Run, current: Collection[str] | None) -> bool:
+    """Bring a run under way up to what is current now; False if it had to be withdrawn."""
+    if current is None:
+        return True
+    rows = steps(session, run.id)
+    gone = any(row.status in FINISHED and row.name not in current for row in rows)
+    if gone and not any(row.status == "running" for row in rows):
+        withdraw(session, run, clock(session))
+        return False
+    skip_steps(session, run, current, clock(session))
+    return True
 
 
 def _insert_run(

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from atlas.errors import ConflictError
 
 STEP_MOVES: Mapping[str, frozenset[str]] = {
-    "pending": frozenset({"ready", "cancelled"}),
-    "ready": frozenset({"running", "cancelled"}),
+    "pending": frozenset({"ready", "skipped", "cancelled"}),
+    "ready": frozenset({"running", "skipped", "cancelled"}),
     "running": frozenset({"done", "failed", "cancelled", "ready"}),
     "done": frozenset(),
     "failed": frozenset(),
