@@ -63,9 +63,10 @@ def contributions(
     >>> contributions(pattern, v, torch.tensor([[[1.0]]]), torch.tensor([1])).tolist()
     [[[0.5, 3.0]]]
     """
-    per_source = v.transpose(0, 1) @ W_enc
-    weights = pattern[:, position]
-    return (weights * per_source.transpose(1, 2)).transpose(0, 1)
+    per_source = W_enc.transpose(1, 2) @ v.permute(1, 2, 0)
+    # Written example by example: everything that follows reads one example's heads and sources together.
+    dense = per_source.new_empty(len(position), *pattern.shape[::2])
+    return torch.mul(pattern[:, position].transpose(0, 1), per_source.transpose(0, 1), out=dense)
 
 
 def largest(
@@ -135,7 +136,7 @@ class DFAPass:
         index, value, count = largest(dense)
         linear = (z[position].double() * columns.T.double()).sum(1)
         key, width = dense.shape[2], index.shape[1]
-        out.by_head[rows] = dense.sum(2, dtype=torch.float64).float().cpu().numpy()
+        out.by_head[rows] = dense.sum(2).cpu().numpy()
         out.pre_activation[rows] = (linear + sae.bias_term[feature]).float().cpu().numpy()
         out.head[rows, :width] = (index // key).cpu().numpy()
         out.source[rows, :width] = (index % key).cpu().numpy()
