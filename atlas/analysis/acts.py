@@ -10,11 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from atlas.errors import StoreError
+
+# What numpy raises for an .npz file that is missing, empty, cut short, altered, or not one at all.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile)
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -117,7 +121,7 @@ class FeatureActs:
             with np.load(path, allow_pickle=False) as file:
                 token = file["token"].astype(np.int64)
                 return cls(int(file["context"]), file["starts"], token, file["value"])
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"activations in {str(path)!r} cannot be read: {error}") from None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from atlas.analysis.acts import FeatureActs
+from atlas.analysis.acts import UNREADABLE, FeatureActs
 from atlas.analysis.weights import Moments
 from atlas.corpus.tokens import TokenStore
 from atlas.errors import StoreError
@@ -72,7 +72,7 @@ def load_moments(shards: Sequence[Path], site: Site) -> Moments:
         try:
             with np.load(path, allow_pickle=False) as file:
                 part = Moments(int(file["n"]), file["total"], file["outer"])
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"moments in {str(path)!r} cannot be read: {error}") from None
         merged = part if merged is None else merged.merge(part)
     if merged is None:
