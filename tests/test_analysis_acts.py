@@ -59,7 +59,7 @@ def test_any_cut_and_order_gives_the_sorted_activations(text):
 @settings(max_examples=60, deadline=None)
 @given(cut_texts())
 def test_strongest_first_sorts_by_value_then_token(text):
-    cells, parts = text
+    _, parts = text
     acts = FeatureActs.collect([triples(rows) for rows in parts], D_SAE, CONTEXT)
     order = sorted(
         range(len(acts.token)), key=lambda i: (acts.feature[i], -float(acts.value[i]), acts.token[i])
@@ -115,7 +115,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("keep", [0, 1, 3, 30, 200, -1, -30, -200])
 def test_a_truncated_file_is_a_store_error(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(StoreError, match="acts.npz") as caught:
+    with pytest.raises(StoreError, match=r"acts\.npz") as caught:
         FeatureActs.load(saved)
     assert "\n" not in str(caught.value)
 
