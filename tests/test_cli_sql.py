@@ -61,7 +61,8 @@ def test_table_by_default_with_a_note_when_cut(cli):
 
 def test_annotations_join_the_release(cli):
     query = """SELECT annotator, label, value > 0.5 AS strong FROM head_annotations
-               JOIN head_scores USING (model, layer, head) WHERE score = 'previous_token' ORDER BY annotator"""
+               JOIN head_scores USING (model, layer, head)
+               WHERE score = 'previous_token' ORDER BY annotator"""
     rows = json.loads(cli(sql, query, "--format", "json").stdout)
     assert rows == [
         {"annotator": "ada", "label": "previous token", "strong": True},

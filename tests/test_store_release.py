@@ -4,6 +4,9 @@ import errno
 import itertools
 import json
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -199,6 +202,17 @@ def test_parts_of_another_table_or_damaged_are_refused(tmp_path, part):
     assert not (tmp_path / "r").exists()
 
 
+def test_what_a_killed_publisher_left_is_swept_by_the_next(tmp_path, part):
+    old = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    left = atomic.work_path(old.path)
+    left.mkdir()
+    (left / "release.duckdb").write_bytes(b"half")
+    atomic.work_path(old.path.parent / "current.json").write_text("half")
+    assert release.current(tmp_path / "r") == old
+    release.publish(tmp_path / "r", "x", {"vocab": [part]}, {"seed": "1"})
+    assert files(tmp_path / "r") == ["current.json", "x-v0001.duckdb", "x-v0002.duckdb"]
+
+
 @pytest.mark.parametrize("place", ["build_file", "fsync_path", "replace", "pointer"])
 def test_full_disk_at_any_moment_leaves_the_old_release(tmp_path, part, monkeypatch, place):
     old = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
@@ -232,6 +246,36 @@ def test_duckdb_running_out_of_disk_is_one_line(tmp_path, part, monkeypatch):
         release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
     assert "\n" not in str(caught.value)
     assert files(tmp_path / "r") == []
+
+
+SMALL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from atlas.errors import StoreError
+from atlas.store import release
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+    release.publish(Path(sys.argv[1]), "x", {"vocab": [Path(sys.argv[2])]}, {})
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_files_that_cannot_grow_stop_duckdb_itself(tmp_path, part):
+    """A real write that fails inside DuckDB, by a limit on the size of files in another process."""
+    old = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
+    rng = random.Random(0)
+    data = {"model": ["m"] * 50_000, "token": pa.array(range(50_000), pa.int32()), "text": ["t"] * 50_000}
+    data["bytes"] = [rng.randbytes(20) for _ in range(50_000)]
+    write_table(tmp_path / "big.parquet", "vocab", pa.table(data))
+    command = [sys.executable, "-c", SMALL_DISK, str(tmp_path / "r"), str(tmp_path / "big.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("cannot "), done.stderr
+    assert done.stdout.count("\n") == 1
+    assert files(tmp_path / "r") == ["current.json", "x-v0001.duckdb"]
+    assert release.current(tmp_path / "r") == old
+    assert rows(old.path, "SELECT count(*) FROM vocab") == [(6,)]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

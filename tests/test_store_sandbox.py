@@ -336,6 +336,9 @@ def test_a_waiting_process_that_died_is_replaced(path):
 def test_missing_release_and_bad_bounds(path, tmp_path):
     with pytest.raises(StoreError, match="does not exist"):
         ask(tmp_path / "none.duckdb", "SELECT 1")
+    (tmp_path / "bad.duckdb").write_bytes(b"x" * 20_000)
+    with pytest.raises(QueryError, match="cannot open the release"):
+        ask(tmp_path / "bad.duckdb", "SELECT 1")
     for bound in ("", "lots", "1", "-1GB", "1 parsec"):
         with pytest.raises(ConfigError, match="cannot be read; write it like"):
             ask(path, "SELECT 1", memory=bound)

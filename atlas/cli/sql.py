@@ -45,9 +45,11 @@ def sql(
     It sees every table of the release (see `atlas schema`) and, as they are now, head_annotations,
     feature_annotations and annotation_history. It can write nothing.
     """
+    from atlas.store.sandbox import prewarm, run_sql
+
+    prewarm()  # it starts while the rest is imported
     from atlas.db.arrow import arrow_tables
     from atlas.store.release import current
-    from atlas.store.sandbox import run_sql
 
     settings = load_settings()
     kind = _format(kind, out)

@@ -26,12 +26,20 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        if error.filename is not None and WORK_PREFIX not in str(error.filename):
+            reason += f" ({error.filename})"
         raise StoreError(f"cannot write {path}: {reason}") from error
 
 
 def work_path(final: Path) -> Path:
     """A fresh hidden name beside ``final``, on the same file system, that nobody else uses."""
     return final.with_name(f"{WORK_PREFIX}{final.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in ``folder``; only for who holds the folder's lock."""
+    for path in folder.glob(f"{WORK_PREFIX}*"):
+        discard(path)
 
 
 def fsync_path(path: Path) -> None:

@@ -56,10 +56,9 @@ class ContentDigest:
             for index, child in enumerate(values.flatten()):
                 self._feed(f"{path}.{kind.field(index).name}", child)
         elif pa.types.is_string(kind) or pa.types.is_binary(kind):
-            self._put(f"{path}#", pc.fill_null(pc.binary_length(values), 0))
-            self._leaf(path).update(
-                b"".join(v for v in values.cast(pa.binary()).to_pylist() if v is not None)
-            )
+            filled = pc.fill_null(values, pa.scalar("").cast(kind)) if values.null_count else values
+            self._put(f"{path}#", pc.binary_length(filled))
+            self._leaf(path).update(_characters(filled))
         else:
             zero = pa.scalar(0).cast(kind)
             self._put(path, pc.fill_null(values, zero) if values.null_count else values)
@@ -70,3 +69,12 @@ class ContentDigest:
 
     def _leaf(self, path: str) -> "hashlib._Hash":
         return self._leaves.setdefault(path, hashlib.sha256())
+
+
+def _characters(values: pa.Array) -> memoryview:
+    """The bytes of all texts of an array without NULL, one after the other."""
+    _, offsets, data = values.buffers()
+    if data is None or len(values) == 0:
+        return memoryview(b"")
+    edges = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
+    return memoryview(data)[int(edges[0]) : int(edges[-1])]

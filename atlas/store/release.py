@@ -77,6 +77,7 @@ def publish(
     with atomic.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with atomic.lock(folder / ".lock"):
+        atomic.sweep(folder)
         pointer = _read_pointer(folder)
         version = 1 + max((v for v, _ in _files(folder)), default=0)
         final = folder / f"{name}-v{version:04d}.duckdb"
@@ -106,25 +107,40 @@ def current(releases_dir: Path, name: str | None = None) -> ReleaseInfo:
 
     ``name`` may also be ``NAME@VERSION``. Raises StoreError naming the releases that exist.
     """
-    found = list_releases(releases_dir)
-    if name is not None and "@" in name:
-        matches = [r for r in found if r.label == name]
-    else:
-        matches = [r for r in found if r.current and name in (None, r.name)]
+    matches = (
+        _pinned(releases_dir, name) if name is not None and "@" in name else _currents(releases_dir, name)
+    )
     if not matches:
-        known = ", ".join(sorted({r.name for r in found})) or "none yet; make one with `atlas build`"
+        known = ", ".join(sorted({r.name for r in _currents(releases_dir)})) or "none yet; run: atlas build"
         what = "release" if name is None else f"release {name!r}"
         raise StoreError(f"there is no {what} in {releases_dir}; existing: {known}")
     return max(matches, key=lambda r: r.created)
 
 
-def list_releases(releases_dir: Path) -> list[ReleaseInfo]:
-    """Every version of every release, by name, then version."""
-    root = Path(releases_dir)
+def _pinned(releases_dir: Path, label: str) -> list[ReleaseInfo]:
+    return [r for r in list_releases(releases_dir) if r.label == label]
+
+
+def _currents(releases_dir: Path, name: str | None = None) -> list[ReleaseInfo]:
+    """The current version of each release (of one), told from the pointers alone."""
+    found = []
+    for folder in _folders(Path(releases_dir)):
+        pointer = _read_pointer(folder) if name in (None, folder.name) else None
+        if pointer is not None and (folder / pointer.file).is_file():
+            found.append(_info(folder, pointer, current=True))
+    return found
+
+
+def _folders(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
+    return sorted(p for p in root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name))
+
+
+def list_releases(releases_dir: Path) -> list[ReleaseInfo]:
+    """Every version of every release, by name, then version."""
     found = []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)):
+    for folder in _folders(Path(releases_dir)):
         pointer = _read_pointer(folder)
         for version, path in _files(folder):
             if pointer is not None and pointer.version == version:

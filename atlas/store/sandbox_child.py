@@ -8,6 +8,7 @@ Request on stdin: a line of JSON, then Arrow IPC streams of the annotation table
 Answer on stdout: a line of JSON, then one Arrow IPC stream if the query succeeded.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -32,7 +33,8 @@ class Refused(Exception):  # noqa: N818 - reads as what happened
 def _limit_process(data_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
+    with contextlib.suppress(ValueError, OSError):  # unknown to this system, or it has a lower one already
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
 
 
 def _connect(request: dict[str, Any], tables: dict[str, pa.Table]) -> duckdb.DuckDBPyConnection:
@@ -159,7 +161,10 @@ def _explained(error: Exception, request: dict[str, Any], interrupted: bool) -> 
 
 def answer(request: dict[str, Any], tables: dict[str, pa.Table]) -> tuple[dict[str, Any], pa.Table | None]:
     """Run the request; the head of the answer and the rows."""
-    con = _connect(request, tables)
+    try:
+        con = _connect(request, tables)
+    except duckdb.Error as error:
+        return {"error": f"cannot open the release: {str(error).splitlines()[0]}"}, None
     stopped = threading.Event()
 
     def stop() -> None:
