@@ -37,6 +37,9 @@ def worker(queues: str, concurrency: int, name: str | None) -> None:
     app = make_app(settings, include=("workers.tasks",))
     ensure_schema(settings)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Each message and its end are logged by us, with the run and the step; Celery's own lines say no more.
+    for logger in ("celery.app.trace", "celery.worker.strategy"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
     click.echo(f"serving {', '.join(names)} from {shown_broker(settings)} with {concurrency} process(es)")
     app.worker_main(
         [
