@@ -73,7 +73,7 @@ def by_head(n_heads: int) -> Spec:
                 "head", "head", "ordinal", scale={"domain": list(range(n_heads))}, axis={"labelAngle": 0}
             ),
             "xOffset": {"field": "measure", "sort": list(MEASURES)},
-            "y": axis("share", "share", axis={"tickCount": 5}),
+            "y": axis("share", "share", axis={"tickCount": 4, "labelOverlap": False}),
             "color": {
                 "field": "measure", "type": "nominal", "sort": list(MEASURES), "title": None,
                 "scale": {"domain": list(MEASURES), "range": list(SERIES)},

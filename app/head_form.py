@@ -131,7 +131,8 @@ def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, i
     """The form for one head; every change is kept as a draft, Save marks the head as done."""
     draft = notes.head_draft(scope.settings, scope.model.model, place.layer, place.head, who)
     draft.open()
-    _fields(draft, scope)
+    with st.container(key="note-grid"):
+        _fields(draft, scope)
     one, two = st.columns([1, 1.5])
     save = one.button("Save", key="note_save", shortcut="Ctrl+S", width="stretch")
     on = two.button("Save, next", key="note_next", type="primary", shortcut="Ctrl+Enter", width="stretch")

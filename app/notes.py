@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import streamlit as st
 
+from app.state import plain
 from atlas.db import annotations
 from atlas.db.annotations import StaleAnnotationError
 from atlas.db.notes import FeatureAnnotation, HeadAnnotation
@@ -155,7 +156,7 @@ def show_state(draft: Draft[Any]) -> None:
     """Say whether everything is saved; show both texts when somebody else saved in between."""
     conflict, error = draft.get("conflict"), draft.get("error")
     if error:
-        st.error(_text(error), icon=":material/error:")
+        st.error(plain(error), icon=":material/error:")
     if conflict is None:
         return
     st.warning("This note was changed elsewhere since you opened it. Nothing of it or of yours is lost yet.")

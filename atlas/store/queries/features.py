@@ -26,19 +26,19 @@ def feature_row(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> dict[
     found = arrow(con, "SELECT * FROM features WHERE sae = ? AND feature = ?", [sae, feature]).to_pylist()
     if found:
         return found[0]
-    count = con.execute("SELECT count(*) FROM features WHERE sae = ?", [sae]).fetchone()
-    last = (count[0] if count else 0) - 1
+    ((count,),) = con.execute("SELECT count(*) FROM features WHERE sae = ?", [sae]).fetchall()
+    last = count - 1
     raise StoreError(f"feature {feature} is not in {sae}; allowed: 0 to {last}")
 
 
 def alive_around(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> tuple[int | None, int | None]:
     """The nearest firing features before and after this one."""
-    row = con.execute(
+    ((before, after),) = con.execute(
         "SELECT max(feature) FILTER (feature < $f), min(feature) FILTER (feature > $f) "
         "FROM features WHERE sae = $s AND alive",
         {"f": feature, "s": sae},
-    ).fetchone()
-    return (row[0], row[1]) if row else (None, None)
+    ).fetchall()
+    return before, after
 
 
 def histogram(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
@@ -124,5 +124,5 @@ def some_features(con: duckdb.DuckDBPyConnection, sae: str, order: str = "featur
 
 def block_length(con: duckdb.DuckDBPyConnection) -> int:
     """Tokens in a block of the analysed text, BOS included; 1 where there is no text."""
-    row = con.execute("SELECT len(tokens) FROM docs LIMIT 1").fetchone()
-    return int(row[0]) if row else 1
+    rows = con.execute("SELECT len(tokens) FROM docs LIMIT 1").fetchall()
+    return int(rows[0][0]) if rows else 1
