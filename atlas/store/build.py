@@ -16,6 +16,7 @@ from atlas.store.views import VIEWS
 from atlas.tables import TABLES, Column, Table
 
 _BATCH = 65_536
+_MEMORY = "2GB"  # beyond it, DuckDB sorts on the disk
 _SCALARS = {
     pa.string(): "VARCHAR",
     pa.bool_(): "BOOLEAN",
@@ -64,6 +65,7 @@ def build_file(
     try:
         connection = duckdb.connect(str(path))
         try:
+            connection.execute(f"SET memory_limit = '{_MEMORY}'")
             connection.execute(f"SET temp_directory = {literal(path.with_suffix('.tmp'))}")
             _declare(connection)
             manifest = [
