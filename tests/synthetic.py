@@ -27,8 +27,8 @@ HOSTILE = [
     "\U0001f419", "\t", "\x00", "'; DROP TABLE x; --", "{{0}}", "\ufffd",
 ]  # fmt: skip
 WORDS = """
-the of def return self import class if for in not is None True list dict str int value name file path open read
-write key error raise try with as lambda yield and or pass while data test index cat dog ran sat on mat
+the of def return self import class if for in not is None True list dict str int value name file path open
+read write key error raise try with as lambda yield and or pass while data test index cat dog ran sat on mat
 """.split()  # noqa: SIM905
 
 
