@@ -43,7 +43,7 @@ class ConflictError(AtlasError):
     """Somebody else holds or has changed what this write would replace."""
 
 
-class Cancelled(AtlasError):
+class Cancelled(AtlasError):  # noqa: N818 - an outcome more than an error
     """The user asked the work to stop; what was finished is kept."""
 
 

@@ -106,7 +106,9 @@ class DFAPass:
 
     def run(self, store: TokenStore, progress: Progress) -> list[Attributions]:
         """Attribute every kept example."""
-        blocks = np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0, np.int64)
+        blocks = (
+            np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0, np.int64)
+        )
         for start in range(0, len(blocks), BATCH_BLOCKS):
             self._batch(store, blocks[start : start + BATCH_BLOCKS])
             progress.update(min(start + BATCH_BLOCKS, len(blocks)), len(blocks))

@@ -6,7 +6,8 @@ blocks, the analysed blocks) is a fair sample of the text that was read.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from atlas.progress import Progress
 
 TOKENS, META, SOURCES = "tokens.bin", "meta.json", "sources.json"
 _BATCH_CHARS = 1 << 20
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class _Document(Protocol):
@@ -85,10 +87,9 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"tokenizer in {str(folder)!r} cannot be read: {str(error).splitlines()[0]}"
-        ) from None
+    except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"tokenizer in {str(folder)!r} cannot be read: {reason}") from None
     if bos_id(tokenizer) is None:
         raise ModelError(f"tokenizer in {str(folder)!r} has neither a BOS nor an EOS token")
     return tokenizer
@@ -136,6 +137,8 @@ class _Cutter:
         return len(self.blocks) >= self.limit
 
     def add(self, source: str, characters: int, ids: list[int]) -> None:
+        if not ids:
+            return  # an empty document would leave nothing but a BOS
         document = len(self.names)
         self.names.append(source)
         self.characters += characters
@@ -228,18 +231,39 @@ def vocabulary(tokenizer: Any, d_vocab: int) -> tuple[list[str], list[bytes]]:
     """Visible text and bytes of every token id below ``d_vocab``."""
     special = set(tokenizer.all_special_ids)
     names = tokenizer.convert_ids_to_tokens(list(range(min(d_vocab, len(tokenizer)))))
-    byte_level = _byte_decoder()
+    byte_level = _byte_decoder() if _is_byte_level(tokenizer) else {}
     texts: list[str] = []
     raw: list[bytes] = []
     for token, name in enumerate(names):
-        known = name is not None and all(c in byte_level for c in name)
-        data = bytes(byte_level[c] for c in name) if known else (name or "").replace("▁", " ").encode()
+        data = _token_bytes(name or "", byte_level)
         raw.append((name or "").encode() if token in special else data)
         text = data.decode("utf8", errors="replace")
         shown = visible(text) if "�" not in text else "".join(f"\\x{b:02x}" for b in data)
         texts.append(name if token in special else shown)
     missing = d_vocab - len(texts)
     return [*texts, *[f"<unused {d_vocab - missing + i}>" for i in range(missing)]], [*raw, *[b""] * missing]
+
+
+def _token_bytes(name: str, byte_level: Mapping[str, int]) -> bytes:
+    """The bytes that a vocabulary entry writes as ``name``.
+
+    >>> _token_bytes("▁é", {}).decode(), _token_bytes("<0x0A>", {}), _token_bytes("é", _byte_decoder())
+    (' é', b'\\n', b'\\xe9')
+    """
+    if byte_level:
+        known = all(c in byte_level for c in name)
+        return bytes(byte_level[c] for c in name) if known else name.encode()
+    fallback = _BYTE_FALLBACK.fullmatch(name)
+    return bytes([int(fallback[1], 16)]) if fallback else name.replace("▁", " ").encode()
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    """Whether the vocabulary is written in the characters of byte-level BPE, where "é" is one byte."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    parts = json.loads(backend.to_str())
+    return '"ByteLevel"' in json.dumps([parts["pre_tokenizer"], parts["decoder"]])
 
 
 def _byte_decoder() -> dict[str, int]:

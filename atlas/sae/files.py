@@ -4,6 +4,7 @@ What Head Atlas knows beside SAELens's own keys goes under ``metadata.head_atlas
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from atlas.errors import SAEError
+from atlas.errors import SAEError, StoreError
 from atlas.sae.model import SAE, SAEInfo
 from atlas.sites import Site
 
@@ -21,11 +22,20 @@ _SAELENS_NAMES = {"relu": "standard", "topk": "topk"}
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; StoreError where the disk refuses, which safetensors reports its own way."""
+    try:
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, path, metadata=metadata)
+    except SafetensorError as error:
+        raise StoreError(f"cannot write {path}: {error}") from None
+
+
 def save_sae(sae: SAE, folder: Path) -> None:
     """Write the SAE into ``folder``, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: getattr(sae, name).detach().float().cpu().contiguous() for name in _TENSORS}
-    save_file(tensors, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, {name: getattr(sae, name).detach().float() for name in _TENSORS})
     (folder / CONFIG).write_text(json.dumps(_config(sae), indent=2), encoding="utf8")
 
 

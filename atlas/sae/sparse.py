@@ -5,12 +5,15 @@ do all three gradients; only the pre-activations stay dense. The rows of several
 of SAE s reads features s * d_sae to (s + 1) * d_sae - 1 of one long list.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
 class Pattern:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from atlas.configs import SAEConfig, TrainConfig
@@ -24,6 +23,7 @@ from atlas.errors import SAEError
 from atlas.lm.load import LanguageModel
 from atlas.progress import Progress
 from atlas.sae.bank import Bank, BankLoss, seed_of
+from atlas.sae.files import write_tensors
 from atlas.sae.harvest import Stream, harvest_chunk
 from atlas.sae.model import SAE, SAEInfo
 from atlas.sites import Site
@@ -208,7 +208,7 @@ class Training:
                 tensors |= {f"{i}.{name}.{key}": value for key, value in m.optimiser.state[p].items()}
         state = json.dumps({"chunk": self.chunk, "logs": [m.log for m in self.members]})
         with atomic_file(path) as work:
-            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, work, metadata={"state": state})
+            write_tensors(work, tensors, {"state": state})
 
     def restore(self, path: Path) -> None:
         """Go on from what ``save`` wrote."""

@@ -1,0 +1,265 @@
+"""The main job end to end on the bundled docs-2l: tables, identities, resuming, determinism."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from atlas.configs import AnalysisConfig, BuildConfig, SitesConfig
+from atlas.db.runs import list_runs
+from atlas.errors import Cancelled, ConfigError, ConflictError
+from atlas.pipeline.execute import is_current, output_of, run_step, waiting_for
+from atlas.pipeline.local import run_local
+from atlas.pipeline.plan import make_plan
+from atlas.store.atomic import lock
+from atlas.store.connection import open_release
+from atlas.store.release import current
+from atlas.tables import TABLES
+from tests.builds import SMALL, SMALL_TOML, Quiet, build, settings_at, table_digests
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    path = tmp_path_factory.mktemp("built")
+    build(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def con(home):
+    with open_release(current(home / "releases", "docs-2l").path) as connection:
+        yield connection
+
+
+def rows(con, sql):
+    return con.execute(sql).fetchall()
+
+
+def test_every_table_has_rows(con):
+    for name in TABLES:
+        assert rows(con, f"SELECT count(*) FROM {name}")[0][0] > 0, name
+
+
+def test_toml_is_the_same_build(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL_TOML)
+    assert BuildConfig.from_toml(path) == SMALL
+
+
+def test_dfa_over_heads_plus_bias_is_the_preactivation(con):
+    worst = rows(
+        con,
+        "SELECT max(abs(list_sum(by_head) + bias_term - pre_activation)"
+        " / greatest(abs(pre_activation), 1e-2)), max(abs(pre_activation - activation) / greatest(activation, 1e-2)), count(*)"
+        " FROM dfa JOIN examples USING (sae, feature, example_group, rank)",
+    )[0]
+    assert worst[0] < 1e-4
+    assert worst[1] < 1e-4
+    assert (
+        worst[2]
+        == rows(con, "SELECT count(*) FROM examples")[0][0]
+        == rows(con, "SELECT count(*) FROM dfa")[0][0]
+    )
+
+
+def test_stored_sources_are_the_dense_ones(home, con):
+    """The dense head x source matrix, recomputed from the model, sums to by_head and holds the sources."""
+    from atlas.analysis.dfa import contributions
+    from atlas.configs import ModelConfig
+    from atlas.corpus.tokens import TokenStore
+    from atlas.lm.hooks import capture
+    from atlas.lm.load import load_model
+    from atlas.sae.files import load_sae
+
+    settings = settings_at(home)
+    plan = make_plan(SMALL, settings)
+    model = load_model(ModelConfig("docs-2l"), torch.device("cpu"))
+    store = TokenStore(output_of(plan.step("tokens"), settings))
+    found = rows(
+        con,
+        "SELECT sae, feature, block, position, by_head, sources FROM dfa JOIN examples"
+        " USING (sae, feature, example_group, rank) ORDER BY hash(feature, block) LIMIT 40",
+    )
+    for name, feature, block, position, by_head, sources in found:
+        index = plan.sae_names.index(name)
+        sae = load_sae(output_of(plan.step("train"), settings) / f"{index:05d}")
+        layer = sae.info.site.layer
+        hooks = [f"blocks.{layer}.attn.hook_{what}" for what in ("pattern", "v")]
+        _, raw = capture(model, torch.from_numpy(store.blocks([block])), (), hooks)
+        W = sae.W_enc[:, [feature]].reshape(8, -1, 1)
+        dense = contributions(raw[hooks[0]][0], raw[hooks[1]][0], W, torch.tensor([position]))[0].double()
+        scale = dense.abs().sum().item()
+        assert np.allclose(dense.sum(1).numpy(), by_head, atol=1e-4 * scale)
+        assert len(sources) <= 32
+        stored = [abs(s["contribution"]) for s in sources]
+        assert stored == sorted(stored, reverse=True)
+        for s in sources:
+            assert abs(dense[s["head"], s["source"]].item() - s["contribution"]) < 1e-4 * scale
+        assert len(sources) == 32 or sum(stored) >= 0.95 * scale * (1 - 1e-5)
+
+
+def test_shares_sum_to_one(con):
+    for share in ("decoder_share", "fve", "dfa_share"):
+        low, high, n = rows(
+            con,
+            f"SELECT min(s), max(s), count(s) FROM (SELECT sum({share}::DOUBLE) s FROM head_attribution"
+            " GROUP BY sae, feature)",
+        )[0]
+        assert n > 0
+        assert abs(low - 1) < 1e-4
+        assert abs(high - 1) < 1e-4
+
+
+def test_saes_beat_zero_and_mean_ablation(con):
+    for sae, clean, spliced, zero, mean in rows(
+        con, "SELECT sae, ce_clean, ce_spliced, ce_zero, ce_mean FROM sae_metrics WHERE split = 'eval'"
+    ):
+        if "topk" in sae:
+            assert clean < spliced < min(zero, mean), sae
+
+
+def test_tables_agree_with_each_other(con):
+    assert rows(con, "SELECT sum(n_active) FROM features") == rows(
+        con, "SELECT sum(n) FROM activation_histogram"
+    )
+    assert rows(con, "SELECT sum(n_active) FROM features") == rows(con, "SELECT sum(n_active) FROM positions")
+    assert rows(con, "SELECT count(*) FROM positions WHERE position = 0") == [(0,)]
+    assert rows(
+        con,
+        "SELECT count(*) FROM features f JOIN examples e USING (sae, feature)"
+        " WHERE example_group = 'top' AND rank = 0 AND activation <> max_activation",
+    ) == [(0,)]
+    blocks = rows(con, "SELECT max(len(tokens)), min(len(tokens)), count(*) FROM docs")
+    assert blocks == [(64, 64, 40)]
+
+
+def test_every_head_has_ten_top_features(con):
+    found = rows(
+        con,
+        "SELECT s.layer, a.head, count(*) FROM (SELECT *, row_number() OVER"
+        " (PARTITION BY sae, head ORDER BY decoder_share DESC) r FROM head_attribution) a"
+        " JOIN saes s USING (sae) WHERE r <= 10 AND architecture = 'topk' GROUP BY ALL",
+    )
+    assert len(found) == 16
+    assert all(n == 10 for _, _, n in found)
+
+
+def test_nothing_is_done_twice(home):
+    settings = settings_at(home)
+    plan = make_plan(SMALL, settings)
+    assert waiting_for(plan, settings) == []
+    assert run_local(plan, settings, Quiet) is None
+
+
+def test_a_changed_setting_redoes_only_what_depends_on_it(home):
+    settings = settings_at(home)
+    changed = replace(SMALL, analysis=replace(SMALL.analysis, seed=1))
+    kinds = {step.kind for step in waiting_for(make_plan(changed, settings), settings)}
+    assert kinds == {"summarise", "dfa", "publish"}
+
+
+def test_shards_do_not_change_the_tables(home, tmp_path):
+    other = replace(SMALL, analysis=AnalysisConfig(40, shard_blocks=7))
+    build(tmp_path, other)
+    mine, theirs = table_digests(home), table_digests(tmp_path)
+    # FVE comes from sums of moments, which may differ in the last bit; everything else is exact.
+    assert {k: v for k, v in mine.items() if k != "head_attribution"} == {
+        k: v for k, v in theirs.items() if k != "head_attribution"
+    }
+
+
+def test_ctrl_c_is_clean_and_the_same_command_goes_on(home, tmp_path):
+    settings = settings_at(tmp_path)
+    plan = make_plan(SMALL, settings)
+
+    class Impatient(Quiet):
+        def update(self, done, total, message=""):
+            if done >= 16 and "variance" in message:
+                raise KeyboardInterrupt
+
+    with pytest.raises(Cancelled, match="goes on from here"):
+        run_local(plan, settings, Impatient)
+    assert not is_current(plan.step("train"), settings)
+    assert [p.name for p in settings.steps.glob(".work-*")] == []
+    assert list_runs(settings)[0].status == "cancelled"
+    run_local(plan, settings, Quiet)
+    assert list_runs(settings)[0].status == "done"
+    assert table_digests(tmp_path) == table_digests(home)
+
+
+def _start(home, toml):
+    env = os.environ | {"ATLAS_HOME": str(home), "ATLAS_THREADS": "1"}
+    command = [sys.executable, "-m", "atlas", "build", str(toml)]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def _kill_when(process, there):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if there():
+            os.killpg(process.pid, signal.SIGKILL)
+            assert process.wait(10) == -signal.SIGKILL
+            return
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.005)
+    pytest.fail("the build never came so far")
+
+
+def test_kill_9_in_training_and_in_analysis_changes_nothing(home, tmp_path):
+    toml = tmp_path / "small.toml"
+    toml.write_text(SMALL_TOML)
+    killed = tmp_path / "home"
+    steps = killed / "steps"
+    _kill_when(_start(killed, toml), lambda: list(steps.glob(".scratch-train-*/training.safetensors")))
+    assert not list(steps.glob("train-*"))
+    _kill_when(_start(killed, toml), lambda: list(steps.glob("shard-*")))
+    assert list(steps.glob("train-*"))
+    assert not (killed / "releases").exists()
+    last = _start(killed, toml)
+    _, errors = last.communicate(timeout=300)
+    assert last.returncode == 0, errors.decode()
+    assert table_digests(killed) == table_digests(home)
+    assert not list(steps.glob(".work-*"))
+    assert not list(steps.glob(".scratch-*"))
+
+
+def test_a_second_process_is_refused(home, tmp_path):
+    settings = settings_at(tmp_path)
+    plan = make_plan(SMALL, settings)
+    folder = plan.step("tokens").folder
+    with lock(settings.steps / f".lock-{folder}"), pytest.raises(ConflictError, match="held"):
+        run_step(plan, "tokens", settings, Quiet())
+
+
+def test_other_sites_build_too(tmp_path):
+    """Single-head q and k, and residual sites, give every table that makes sense for them."""
+    sites = SitesConfig(("q", "k", "attn_out"), (1,), (0, 3))
+    config = replace(SMALL, sites=sites, sae=SMALL.sae[:1], release="others")
+    build(tmp_path, config)
+    with open_release(current(tmp_path / "releases", "others").path) as con:
+        names = [r[0] for r in rows(con, "SELECT sae FROM saes ORDER BY sae")]
+        assert names == [
+            "docs-2l/L01.H00.k.topk-96",
+            "docs-2l/L01.H00.q.topk-96",
+            "docs-2l/L01.H03.k.topk-96",
+            "docs-2l/L01.H03.q.topk-96",
+            "docs-2l/L01.attn_out.topk-96",
+        ]
+        assert rows(con, "SELECT count(*) FROM dfa") == [(0,)]
+        assert rows(con, "SELECT count(DISTINCT sae) FROM logit_effects") == [(1,)]
+        assert (
+            rows(con, "SELECT count(*) FROM sae_metrics WHERE ce_spliced < ce_zero AND split = 'eval'")[0][0]
+            >= 4
+        )
+
+
+def test_two_saes_of_one_name_are_refused(tmp_path):
+    config = replace(SMALL, sae=(SMALL.sae[0], SMALL.sae[0]))
+    with pytest.raises(ConfigError, match="label"):
+        make_plan(config, settings_at(tmp_path))
