@@ -223,8 +223,8 @@ def expected_top(dense, feature, limit=20):
 
 
 def occurrences(acts, index):
-    pairs = zip(acts.feature[index].tolist(), acts.block[index].tolist(), acts.position[index].tolist())
-    return list(pairs)
+    columns = (acts.feature[index], acts.block[index], acts.position[index])
+    return list(zip(*(c.tolist() for c in columns), strict=True))
 
 
 def test_top_examples(dense, acts):
