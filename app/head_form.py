@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import notes
 from app.colours import SEMANTICITY
+from app.components import draw
 from app.notes import Draft
 from app.state import Scope, plain
 from atlas.db import annotations
@@ -85,8 +86,6 @@ def _fields(draft: Draft[HeadAnnotation], scope: Scope) -> None:
         placeholder="choose, or type your own",
     )  # fmt: skip
     role = draft.get("role") or None
-    if not role:
-        draft.put("role", None)
     st.selectbox(
         "Role", _options([role] if role else [], (), ROLES), index=None, key=draft.key("role"),
         on_change=save, accept_new_options=True, placeholder="a known role, if it has one",
@@ -140,6 +139,7 @@ def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, i
         if on:
             move(place.next_open({*done, (place.layer, place.head)}))
         st.rerun()
+    draw.keep_typing("typing")
     notes.show_state(draft)
     _status(draft, who)
     done_now = draft.stored.status == "done"

@@ -1,6 +1,7 @@
 """The entry point of the app: pages, sidebar, and the empty and error states that all views share."""
 
 import os
+from pathlib import Path
 
 import streamlit as st
 
@@ -11,6 +12,7 @@ from atlas.errors import AtlasError, StoreError
 from atlas.settings import Settings, load_settings
 from atlas.store.queries.overview import variants
 
+ICON = Path(__file__).with_name("icon.png")
 MAKE_ONE = "atlas build --model docs-12l --sites z --layers all"
 
 
@@ -23,21 +25,29 @@ def _pages() -> dict[str, st.Page]:
     page = st.Page
     return {
         "": page(_home, title="Head Atlas", default=True, visibility="hidden"),
-        "overview": page(overview.render, title="Overview", url_path="overview", icon=":material/dashboard:"),
-        "atlas": page(atlas_view.render, title="Atlas", url_path="atlas", icon=":material/grid_on:"),
-        "head": page(head.render, title="Head", url_path="head", icon=":material/center_focus_strong:"),
-        "feature": page(feature.render, title="Feature", url_path="feature", icon=":material/token:"),
-        "sql": page(sql.render, title="SQL", url_path="sql", icon=":material/database:"),
-        "jobs": page(jobs.render, title="Jobs", url_path="jobs", icon=":material/schedule:"),
+        "overview": page(overview.render, title="Overview", url_path="overview"),
+        "atlas": page(atlas_view.render, title="Atlas", url_path="atlas"),
+        "head": page(head.render, title="Head", url_path="head"),
+        "feature": page(feature.render, title="Feature", url_path="feature"),
+        "sql": page(sql.render, title="SQL", url_path="sql"),
+        "jobs": page(jobs.render, title="Jobs", url_path="jobs"),
     }
 
 
+def _forget(key: str) -> None:
+    """A choice in the sidebar replaces the one that the address named."""
+    st.query_params.pop(key, None)
+
+
 def _choose(label: str, key: str, options: list[str], note: str) -> None:
+    """A choice that follows the address; nothing where there is no choice."""
     if len(options) > 1:
-        if st.session_state.get(key) not in options:
-            asked = st.query_params.get(key)
-            st.session_state[key] = asked if asked in options else options[0]
-        st.selectbox(label, options, key=key, help=note)
+        asked = st.query_params.get(key)
+        if asked in options:
+            st.session_state[key] = asked
+        elif st.session_state.get(key) not in options:
+            st.session_state[key] = options[0]
+        st.selectbox(label, options, key=key, help=note, on_change=_forget, args=(key,))
 
 
 def _sidebar(settings: Settings) -> None:
@@ -75,11 +85,13 @@ def _empty(settings: Settings) -> None:
 
 def main() -> None:
     """Draw the chosen page."""
-    st.set_page_config(page_title="Head Atlas", layout="wide", initial_sidebar_state="collapsed")
+    st.set_page_config(layout="wide", initial_sidebar_state="collapsed")
     style.inject()
     pages = _pages()
     navigation.register(pages)
     page = st.navigation(list(pages.values()), position="top")
+    # Pages have no icons of their own: Streamlit would fetch them from a server elsewhere as favicons.
+    st.set_page_config(page_title=f"{page.title} · Head Atlas", page_icon=str(ICON))
     try:
         settings = load_settings()
         _sidebar(settings)

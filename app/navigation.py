@@ -32,7 +32,8 @@ def go(address: str) -> None:
     page = _PAGES.get(parts.path)
     if page is None:
         raise StoreError(f"view {parts.path!r} does not exist; allowed: {', '.join(_PAGES)}")
-    st.switch_page(page, query_params=dict(parse_qsl(parts.query)))
+    kept = {key: st.query_params[key] for key in ("release", "annotator") if key in st.query_params}
+    st.switch_page(page, query_params={**kept, **dict(parse_qsl(parts.query))})
 
 
 def follow(result: Any) -> None:

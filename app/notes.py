@@ -31,6 +31,8 @@ class Draft(Generic[N]):
 
     blank: N
     names: tuple[str, ...]
+    choices: tuple[str, ...]
+    """Text fields that are chosen from a list, where nothing chosen is None and not an empty text."""
     load: Callable[[], N | None]
     store: Callable[[N, int], N]
 
@@ -56,14 +58,13 @@ class Draft(Generic[N]):
         if self.key(self.names[0]) not in st.session_state:
             self.fill(self.load() or self.blank)
             self.put("opened", time.monotonic())
-        for name in self.names:
-            # A widget that was not drawn in the last run forgets its value; this keeps it.
-            self.put(name, self.get(name))
 
     def fill(self, note: N) -> None:
         """Take over a stored note: its fields, version and status."""
         for name in self.names:
             value = getattr(note, name)
+            if name in self.choices:
+                value = value or None
             self.put(name, list(value) if isinstance(value, tuple) else value)
         self.put("stored", note)
         self.put("conflict", None)
@@ -137,6 +138,7 @@ def head_draft(settings: Settings, model: str, layer: int, head: int, who: str) 
     return Draft(
         HeadAnnotation(model, layer, head, who),
         HEAD_FIELDS,
+        ("role",),
         lambda: annotations.load_head(settings, model, layer, head, who),
         lambda note, version: annotations.save_head(settings, note, version),
     )
@@ -147,6 +149,7 @@ def feature_draft(settings: Settings, sae: str, feature: int, who: str) -> Draft
     return Draft(
         FeatureAnnotation(sae, feature, who),
         FEATURE_FIELDS,
+        (),
         lambda: annotations.load_feature(settings, sae, feature, who),
         lambda note, version: annotations.save_feature(settings, note, version),
     )

@@ -56,7 +56,7 @@ def _connection(path: str, digest: str) -> duckdb.DuckDBPyConnection:  # noqa: A
     return open_release(Path(path))
 
 
-@st.cache_resource(max_entries=600, show_spinner=False)
+@st.cache_resource(max_entries=300, show_spinner=False)
 def _answer(path: str, digest: str, name: str, args: tuple[Any, ...], _query: Callable[..., T]) -> T:  # noqa: ARG001
     return _query(cursor(_connection(path, digest)), *args)
 
@@ -82,7 +82,7 @@ def current_release(settings: Settings) -> ReleaseInfo:
 
     Raises StoreError where there is none of that name.
     """
-    name = st.session_state.get("release") or st.query_params.get("release")
+    name = st.query_params.get("release") or st.session_state.get("release")
     name = name or os.environ.get(RELEASE_VARIABLE) or None
     return _current(str(settings.releases), name, _stamp(settings.releases))
 

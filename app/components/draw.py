@@ -42,6 +42,12 @@ def heads_grid(key: str, data: dict[str, Any], model: str) -> None:
         go(href("head", model=model, head=f"L{clicked['layer']}H{clicked['head']}"))
 
 
+def keep_typing(key: str) -> None:
+    """Invisible: tells the server what is typed in a text area, after a pause and before a save."""
+    mount = st.components.v2.component("head_atlas_keys", js=_read("keys.js"))
+    mount(key=key)
+
+
 def feature_cards(key: str, data: dict[str, Any]) -> None:
     """The features of a head as cards; their links open the feature."""
     follow(_mount("cards", key, data))

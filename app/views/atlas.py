@@ -16,6 +16,12 @@ from atlas.store.queries import heads
 
 Place = tuple[int, int]
 PROGRESS, SEMANTICITY = "annotation progress", "semanticity"
+SHORT = {
+    "top10_decoder_share": "top-10 decoder share",
+    "max_decoder_share": "largest decoder share",
+    "top10_fve": "top-10 FVE",
+    "n_top": "features led",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,10 @@ def head_numbers(scope: Scope) -> dict[str, Numbers]:
             if row[name] is not None:
                 found.setdefault(name, {})[row["layer"], row["head"]] = row[name]
                 units[name] = heads.GRID_METRICS[name]
-    return {name: Numbers(name.replace("_", " "), units[name], values) for name, values in found.items()}
+    return {
+        name: Numbers(SHORT.get(name, name.replace("_", " ")), units[name], values)
+        for name, values in found.items()
+    }
 
 
 def _tip(place: Place, note: HeadProgress | None, numbers: Mapping[str, Numbers]) -> list[list[str]]:
@@ -163,7 +172,7 @@ def _table(
     for name, n in numbers.items():
         config[name] = st.column_config.NumberColumn(n.name, help=n.unit, format="%.3f")
     if "n_top" in numbers:
-        config["n_top"] = st.column_config.NumberColumn("n top", help=numbers["n_top"].unit)
+        config["n_top"] = st.column_config.NumberColumn(SHORT["n_top"], help=numbers["n_top"].unit)
     st.dataframe(rows, column_config=config, hide_index=True, height=min(720, 37 + 35 * max(1, len(rows))))
 
 

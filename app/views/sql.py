@@ -162,14 +162,15 @@ def render() -> None:
     if "sql" not in st.session_state:
         st.session_state["sql"] = st.query_params.get("q") or next(iter(EXAMPLES.values()))
         st.session_state["sql_run"] = st.session_state["sql"] if "q" in st.query_params else None
-    st.session_state["sql"] = st.session_state["sql"]
     left, right = st.columns([2.9, 1])
     with right:
         _examples()
         style.section("Tables", "click one for its columns")
         st.html(schema_html())
     with left:
-        sql = st.text_area("SQL", key="sql", height=190, label_visibility="collapsed")
+        sql = st.text_area(
+            "SQL", key="sql", height=190, label_visibility="collapsed", persist_state="session"
+        )
         if st.button("Run", type="primary", icon=":material/play_arrow:", shortcut="Ctrl+Enter", key="run"):
             st.session_state["sql_run"] = sql
         asked = st.session_state.get("sql_run")

@@ -1,0 +1,36 @@
+// Keeps what is being typed: a text area tells the server when it is left, so this leaves it for a moment
+// after a pause in typing, before a save by keyboard, and when the page goes away.
+
+const PAUSE_MS = 800;
+
+function keep(field) {
+  if (!(field instanceof HTMLTextAreaElement)) return;
+  const { selectionStart, selectionEnd, selectionDirection } = field;
+  field.blur();
+  field.focus({ preventScroll: true });
+  field.setSelectionRange(selectionStart, selectionEnd, selectionDirection);
+}
+
+export default function () {
+  let timer = 0;
+  const typed = (event) => {
+    if (!(event.target instanceof HTMLTextAreaElement) || !event.target.closest(".st-key-note-grid")) return;
+    clearTimeout(timer);
+    const field = event.target;
+    timer = setTimeout(() => document.activeElement === field && keep(field), PAUSE_MS);
+  };
+  const pressed = (event) => {
+    const saves = event.key === "s" || event.key === "S" || event.key === "Enter";
+    if (saves && (event.ctrlKey || event.metaKey)) keep(document.activeElement);
+  };
+  const leaving = () => document.activeElement?.blur();
+  document.addEventListener("input", typed, true);
+  document.addEventListener("keydown", pressed, true);
+  window.addEventListener("pagehide", leaving);
+  return () => {
+    clearTimeout(timer);
+    document.removeEventListener("input", typed, true);
+    document.removeEventListener("keydown", pressed, true);
+    window.removeEventListener("pagehide", leaving);
+  };
+}
