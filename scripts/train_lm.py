@@ -79,6 +79,21 @@ def short_name(source: CorpusSource) -> str:
     return Path(source.spec.partition("?")[0].removeprefix("text:")).name.partition(".")[0].replace(":", " ")
 
 
+def named_sources(texts: Sequence[str]) -> dict[str, CorpusSource]:
+    """Return the corpora of ``SPEC`` or ``NAME=SPEC`` arguments by the name the card gives them.
+
+    >>> {name: source.spec for name, source in named_sources(["stdlib", "Pile=hf:a/b?field=x"]).items()}
+    {'stdlib': 'stdlib', 'Pile': 'hf:a/b:train?field=x'}
+    """
+    sources: dict[str, CorpusSource] = {}
+    for text in texts:
+        name, equals, spec = text.partition("=")
+        named = bool(equals) and "?" not in name
+        source = open_source(spec if named else text)
+        sources[name if named else short_name(source)] = source
+    return sources
+
+
 def train_tokenizer(sources: Sequence[CorpusSource], sample_one_in: int = 4) -> Tokenizer:
     """Train a byte-level BPE on a sample of the training text."""
     tokenizer = Tokenizer(models.BPE())
@@ -154,13 +169,12 @@ class Texts:
 
 
 def read_texts(
-    sources: Sequence[CorpusSource], weights: Sequence[float], tokenizer: Tokenizer, cache: Path
+    sources: dict[str, CorpusSource], weights: Sequence[float], tokenizer: Tokenizer, cache: Path
 ) -> Texts:
     """Tokenise every corpus; without weights each is drawn in proportion to its size."""
     texts = Texts()
-    for source in sources:
+    for name, source in sources.items():
         train, held_out = tokenise(source, tokenizer, cache)
-        name = short_name(source)
         print(f"{name}: {len(train):,} tokens to train on, {len(held_out):,} held out", flush=True)
         if len(train) <= N_CTX:
             raise CorpusError(f"corpus '{source.spec}' has {len(train)} tokens; allowed: more than {N_CTX}")
@@ -482,7 +496,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--start-from", type=Path, help="folder whose weights and tokenizer to go on from")
     add("--minutes", type=float, default=60.0, help="how long to train; the learning rate falls to 0 by then")
     add("--steps", type=int, help="train this many steps instead")
-    add("--text", action="append", metavar="SPEC", help="a corpus, repeatable (default: stdlib and packages)")
+    add(
+        "--text",
+        action="append",
+        metavar="[NAME=]SPEC",
+        help="a corpus, repeatable (default: stdlib and packages)",
+    )
     add(
         "--weights",
         type=float,
@@ -515,11 +534,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def prepare(o: argparse.Namespace) -> tuple[Texts, Tokenizer]:
     """Read the text with the tokenizer of --start-from, or with one trained on the text."""
-    sources = [open_source(spec) for spec in o.text or ("stdlib", "packages")]
+    sources = named_sources(o.text or ("stdlib", "packages"))
     kept = (o.start_from or o.out) / "tokenizer.json"
     if o.start_from is None and not kept.exists():
         o.out.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(sources).save(str(kept))
+        train_tokenizer(list(sources.values())).save(str(kept))
     if not kept.exists():
         raise ConfigError(f"--start-from: there is no '{kept}'; allowed: a folder with a tokenizer")
     tokenizer = Tokenizer.from_file(str(kept))
