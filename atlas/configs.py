@@ -195,6 +195,11 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if not self.sae:
             raise ConfigError("no [[sae]] is given; at least one is needed")
+        if self.corpus.blocks <= self.evaluation.blocks:
+            raise ConfigError(
+                f"evaluation blocks {self.evaluation.blocks} leave nothing to train on: "
+                f"corpus blocks is {self.corpus.blocks}, and more are needed"
+            )
 
     @property
     def release_name(self) -> str:

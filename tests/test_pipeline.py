@@ -56,7 +56,8 @@ def test_dfa_over_heads_plus_bias_is_the_preactivation(con):
     worst = rows(
         con,
         "SELECT max(abs(list_sum(by_head) + bias_term - pre_activation)"
-        " / greatest(abs(pre_activation), 1e-2)), max(abs(pre_activation - activation) / greatest(activation, 1e-2)), count(*)"
+        " / greatest(abs(pre_activation), 1e-2)),"
+        " max(abs(pre_activation - activation) / greatest(activation, 1e-2)), count(*)"
         " FROM dfa JOIN examples USING (sae, feature, example_group, rank)",
     )[0]
     assert worst[0] < 1e-4
