@@ -23,14 +23,18 @@ RATINGS = {"interpretable": "interpretable", "partly": "partly", "uninterpretabl
 
 
 def chosen_feature(scope: Scope) -> tuple[SaeRef, int]:
-    """The SAE and feature that the address names; where it names none, the first SAE's strongest feature.
+    """The SAE and feature that the address names; else the last one seen, else the first SAE's strongest.
 
     Raises StoreError naming a value that does not exist and those that do.
     """
     if not scope.saes:
         raise StoreError("this release holds no SAE; allowed: a release with at least one")
-    name = st.query_params.get("sae")
     own = [ref for ref in scope.saes if ref.model == scope.model.model] or list(scope.saes)
+    if not {"sae", "feature"} & set(st.query_params):
+        ref, number = st.session_state.get("last_feature", (None, None))
+        if ref in own:
+            return ref, number
+    name = st.query_params.get("sae")
     first = next(iter(scope.z_saes.values()), own[0])
     ref = first if name is None else features.find_sae(scope.saes, name)
     number = navigation.index_param("feature", ref.d_sae, f"feature of {ref.sae}")
@@ -237,6 +241,8 @@ def render() -> None:
     ref, number = chosen_feature(scope)
     who = state.annotator(scope.settings)
     row = scope.ask(features.feature_row, ref.sae, number)
+    st.session_state["last_feature"] = (ref, number)
+    _move(ref.sae, number)
     _header(scope, ref, row)
     _facts(ref, row)
     _form(scope, ref, number, who)

@@ -23,12 +23,14 @@ _NAME = re.compile(r"L(\d{1,4})H(\d{1,4})", re.IGNORECASE)
 
 
 def chosen_head(scope: Scope) -> Place:
-    """The head that the address names (``head=L5H3``, or ``layer=5&head=3``); L0H0 where it names none.
+    """The head of the address (``head=L5H3``, or ``layer=5&head=3``), else the last one seen, or L0H0.
 
     Raises StoreError naming a head that does not exist and those that do.
     """
     model = scope.model
-    text = st.query_params.get("head", "0")
+    text = st.query_params.get("head")
+    if text is None:
+        text = st.session_state.get(f"last head of {model.model}", "L0H0")
     match = _NAME.fullmatch(text)
     if match:
         layer, head = int(match[1]), int(match[2])
@@ -186,6 +188,9 @@ def render() -> None:
     """The head, its features and the form."""
     scope = state.scope()
     place = chosen_head(scope)
+    st.session_state[f"last head of {scope.model.model}"] = place.name
+    if "head" not in st.query_params:
+        st.query_params["head"] = place.name
     who = state.annotator(scope.settings)
     done = _header(scope, place, who)
     _scores(scope, place)

@@ -45,20 +45,14 @@ def grid_metrics(con: duckdb.DuckDBPyConnection, saes: Sequence[str]) -> pa.Tabl
     return arrow(
         con,
         """
-        WITH live AS (
-            SELECT a.sae, a.head, a.decoder_share, a.fve, f.top_head,
-                   row_number() OVER (PARTITION BY a.sae, a.head ORDER BY a.decoder_share DESC) AS by_share,
-                   row_number() OVER (PARTITION BY a.sae, a.head ORDER BY a.fve DESC NULLS LAST) AS by_fve
-            FROM head_attribution a JOIN features f USING (sae, feature)
-            WHERE a.sae IN (SELECT unnest(?::VARCHAR[])) AND f.alive
-        )
-        SELECT s.layer, live.head,
-               avg(decoder_share) FILTER (by_share <= 10) AS top10_decoder_share,
-               max(decoder_share) AS max_decoder_share,
-               avg(fve) FILTER (by_fve <= 10) AS top10_fve,
-               count(*) FILTER (top_head = live.head) AS n_top
-        FROM live JOIN saes s USING (sae)
-        GROUP BY s.layer, live.head ORDER BY s.layer, live.head
+        SELECT s.layer, a.head,
+               list_avg(max(a.decoder_share, 10)) AS top10_decoder_share,
+               max(a.decoder_share) AS max_decoder_share,
+               list_avg(max(a.fve, 10)) AS top10_fve,
+               count(*) FILTER (f.top_head = a.head) AS n_top
+        FROM head_attribution a JOIN features f USING (sae, feature) JOIN saes s USING (sae)
+        WHERE a.sae IN (SELECT unnest(?::VARCHAR[])) AND f.alive
+        GROUP BY s.layer, a.head ORDER BY s.layer, a.head
         """,
         [list(saes)],
     )
