@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from atlas.errors import ModelError
 from atlas.heads.scores import HeadScores, random_repeats
 
-EVAL_BLOCKS = 96  # at most, of each held-out text
+EVAL_BLOCKS = 64  # at most, of each held-out text
 EVAL_BATCH = 8
 REPEAT_BLOCKS, REPEAT_LENGTH, REPEAT_SEED = 64, 100, 7
 SCORES = ("previous_token", "induction", "duplicate")
