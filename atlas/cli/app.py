@@ -49,7 +49,7 @@ def streamlit_command(port: int, address: str) -> list[str]:
 
 
 @click.command()
-@click.option("--port", default=8501, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--port", default=8501, show_default=True, type=click.IntRange(1, 65535), help="Port.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for all.")
 @click.option("--release", "release_name", help="A release's name; without it the newest one.")
 def app(port: int, address: str, release_name: str | None) -> None:
