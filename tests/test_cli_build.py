@@ -4,7 +4,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -178,12 +177,3 @@ def test_every_command_has_help(name):
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.name}"
-
-
-def test_every_command_is_in_the_docs():
-    root = Path(__file__).parent.parent
-    text = "\n".join(
-        p.read_text(encoding="utf8") for p in [root / "README.md", *(root / "docs").glob("*.md")]
-    )
-    for name in COMMANDS:
-        assert f"atlas {name}" in text, name
