@@ -10,7 +10,7 @@ from sqlalchemy import CheckConstraint, inspect, text
 
 from atlas.db import schema
 from atlas.db.annotations import load_head, save_head
-from atlas.db.engine import close_engines, engine_for, parse_url
+from atlas.db.engine import UnreachableError, close_engines, engine_for, parse_url
 from atlas.db.models import Base
 from atlas.db.notes import HeadAnnotation
 from atlas.errors import AtlasError, ConfigError, DatabaseError
@@ -125,6 +125,39 @@ def test_file_that_is_no_database(tmp_path):
     settings = load_settings({"ATLAS_HOME": str(tmp_path)})
     with pytest.raises(AtlasError, match="not a database"):
         load_head(settings, "m", 0, 0, "me")
+
+
+def test_a_removed_file_is_made_anew(tmp_path):
+    settings = load_settings({"ATLAS_HOME": str(tmp_path)})
+    save_head(settings, HeadAnnotation("m", 0, 1, "me", label="old"), 0)
+    for file in tmp_path.glob("atlas.sqlite*"):
+        file.unlink()
+    assert load_head(settings, "m", 0, 1, "me") is None
+    assert save_head(settings, HeadAnnotation("m", 0, 1, "me", label="new"), 0).version == 1
+    assert (tmp_path / "atlas.sqlite").exists()
+    close_engines()
+
+
+def test_a_full_disk_is_told_and_keeps_what_was_saved(tmp_path):
+    settings = load_settings({"ATLAS_HOME": str(tmp_path)})
+    saved = save_head(settings, HeadAnnotation("m", 0, 1, "me"), 0)
+    engine = engine_for(settings.database_url)
+    with engine.connect() as connection:
+        pages = connection.scalar(text("PRAGMA page_count"))
+        connection.execute(text(f"PRAGMA max_page_count = {pages + 12}"))
+
+    def fill():
+        for version in range(1, 21):
+            save_head(settings, replace(saved, notes=f"{version}".zfill(20_000)), version)
+
+    with pytest.raises(DatabaseError, match="disk is full") as caught:
+        fill()
+    assert not isinstance(caught.value, UnreachableError)
+    found = load_head(settings, "m", 0, 1, "me")
+    assert found is not None
+    assert found.version > 1
+    assert int(found.notes) == found.version - 1
+    close_engines()
 
 
 def test_unknown_revision(database):

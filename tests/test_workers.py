@@ -68,9 +68,9 @@ def workers(settings):
     """Starts workers and ends what is left of them, children too."""
     started = []
 
-    def start(*options):
+    def start(*options, with_settings=settings):
         settings.home.mkdir(parents=True, exist_ok=True)
-        started.append(start_worker(settings, *options))
+        started.append(start_worker(with_settings, *options))
         return started[-1]
 
     yield start
@@ -240,6 +240,14 @@ def test_a_failure_that_never_passes_ends(settings, fake_pipeline):
         assert load_run(settings, run_id).status != "failed"
         assert run_one(settings, run_id, "a") == "failed"
     assert load_run(settings, run_id).status == "failed"
+
+
+def test_waiting_for_another_is_no_failure(settings, fake_pipeline):
+    plan = fake_plan([step("a", do="busy:9")])
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    assert [run_one(settings, run_id, "a") for _ in range(10)] == ["failed"] * 9 + ["done"]
+    assert load_run(settings, run_id).steps[0].attempts == 1
 
 
 def test_a_step_that_kills_its_holders_is_given_up(settings, fake_pipeline):

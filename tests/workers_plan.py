@@ -2,7 +2,8 @@
 
 ``install()`` puts modules in the place of ``atlas.pipeline.plan`` and ``atlas.pipeline.execute``. What a step
 does is in ``plan.json`` in the home folder, so that a worker process reads the same plan as the test:
-rows of ``name needs queue do``; ``do`` is one of ok, slow:SECONDS, bug, bad_input, flaky:TIMES, die:TIMES.
+rows of ``name needs queue do``; ``do`` is one of ok, slow:SECONDS, bug, bad_input,
+flaky:TIMES, die:TIMES, busy:TIMES.
 Every attempt appends a line to ``attempts.log``; every success writes ``out/NAME``.
 """
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas.configs import BuildConfig
-from atlas.errors import CorpusError
+from atlas.errors import ConflictError, CorpusError
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def run_step(plan, name, settings, progress):
         raise CorpusError("corpus 'x' is empty; allowed: at least one block")
     if verb == "flaky" and tries <= int(argument):
         raise CorpusError("corpus 'x' cannot be downloaded") from ConnectionResetError("reset by peer")
+    if verb == "busy" and tries <= int(argument):
+        raise ConflictError("step is being done by process 12")
     if verb == "die" and tries <= int(argument):
         os.kill(os.getpid(), signal.SIGKILL)
     (settings.home / "out").mkdir(exist_ok=True)

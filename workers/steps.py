@@ -30,6 +30,7 @@ log = logging.getLogger("atlas.worker")
 
 MAX_ATTEMPTS = 5
 RESEND_SECONDS = 600.0
+WAIT_SECONDS = 20.0
 TRANSIENT = (UnreachableError, BrokerError, ConflictError, ConnectionError, TimeoutError)
 
 
@@ -68,8 +69,14 @@ def _work(settings: Settings, step: StepRow, owner: str) -> None:
 
 
 def _failed(settings: Settings, step: StepRow, owner: str, error: Exception) -> None:
-    """Record a failure and, if it may pass, send the step once more after a while."""
+    """Record a failure and, if it may pass, send the step again after a while."""
     text = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, ConflictError):
+        # Another run makes the same output just now. That may take hours and is nobody's failure.
+        log.info("step %s of %s waits: %s", step.name, step.run_id, text)
+        ready = fail_step(settings, step.run_id, step.name, owner, text, retry=True, counts=False)
+        send_ready(settings, step.run_id, ready, countdown=WAIT_SECONDS)
+        return
     again = is_transient(error) and step.attempts < MAX_ATTEMPTS
     log.warning("step %s of %s failed (attempt %d): %s", step.name, step.run_id, step.attempts, text)
     if not isinstance(error, AtlasError):

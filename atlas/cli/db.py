@@ -8,7 +8,7 @@ from atlas.db import schema
 from atlas.db.backup import dump as dump_lines
 from atlas.db.backup import load as load_lines
 from atlas.db.engine import hidden, parse_url
-from atlas.errors import StoreError
+from atlas.errors import DatabaseError, StoreError
 from atlas.settings import Settings, load_settings
 from atlas.store.atomic import atomic_file
 
@@ -42,8 +42,9 @@ def check() -> None:
     """Say whether the database is at the schema of this version and shaped as declared."""
     settings = load_settings()
     revision = schema.check(settings)
-    for difference in schema.differences(settings):
-        click.echo(f"differs: {difference}")
+    found = schema.differences(settings)
+    if found:
+        raise DatabaseError(f"{_where(settings)} differs from schema {revision} in {len(found)}: {found[0]}")
     click.echo(f"{_where(settings)}: schema {revision}")
 
 

@@ -6,6 +6,7 @@ else wrote in between (https://www.sqlite.org/lang_transaction.html).
 """
 
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,6 +114,14 @@ def engine_for(database_url: str) -> Engine:
     return engine
 
 
+def forget_engine(database_url: str) -> None:
+    """Close a URL's connections: a file that was removed lives on under those that have it open."""
+    with _ENGINES.lock:
+        engine = _ENGINES.by_url.pop(database_url, None)
+    if engine is not None:
+        engine.dispose()
+
+
 def close_engines() -> None:
     """Close every pooled connection of this process, so that files and servers may go away."""
     with _ENGINES.lock:
@@ -128,10 +137,17 @@ def plain_errors(database_url: str) -> Iterator[None]:
         yield
     except IntegrityError:
         raise
-    except (OperationalError, PoolTimeout) as error:
-        raise UnreachableError(_one_line(database_url, error)) from error
-    except DBAPIError as error:
-        raise DatabaseError(_one_line(database_url, error)) from error
+    except (DBAPIError, PoolTimeout) as error:
+        kind = UnreachableError if _may_pass(error) else DatabaseError
+        raise kind(_one_line(database_url, error)) from error
+
+
+def _may_pass(error: DBAPIError | PoolTimeout) -> bool:
+    """Whether a server was away or a lock was held; SQLite also calls a full disk operational."""
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return isinstance(error, OperationalError | PoolTimeout)
 
 
 def _one_line(database_url: str, error: Exception) -> str:

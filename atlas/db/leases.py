@@ -146,7 +146,14 @@ def heartbeat(
 
 
 def _end(
-    settings: Settings, run_id: str, name: str, owner: str, status: str, error: str | None
+    settings: Settings,
+    run_id: str,
+    name: str,
+    owner: str,
+    status: str,
+    error: str | None,
+    *,
+    counts: bool = True,
 ) -> tuple[str, ...]:
     """Move a held step to ``status``, let others follow, and return the names that became ready."""
     with writing(settings) as session:
@@ -161,6 +168,7 @@ def _end(
         step.status, step.error, step.lease_owner, step.lease_until = status, error, None, None
         step.finished_at = None if status == "ready" else now
         step.enqueued_at = None
+        step.attempts -= 0 if counts else 1
         if status == "done":
             step.done = step.total = max(step.done, step.total)
         session.flush()
@@ -209,13 +217,22 @@ def finish_step(settings: Settings, run_id: str, name: str, owner: str) -> tuple
 
 
 def fail_step(
-    settings: Settings, run_id: str, name: str, owner: str, error: str, *, retry: bool = False
+    settings: Settings,
+    run_id: str,
+    name: str,
+    owner: str,
+    error: str,
+    *,
+    retry: bool = False,
+    counts: bool = True,
 ) -> tuple[str, ...]:
     """Record why a held step failed. With ``retry`` it becomes ready again, and is returned.
 
-    Without, what needs it is cancelled; the rest of the run goes on.
+    Without, what needs it is cancelled; the rest of the run goes on. With ``counts`` False this was no
+    attempt: the step found that it has to wait for another.
     """
-    return _end(settings, run_id, name, owner, "ready" if retry else "failed", error[:ERROR_LENGTH])
+    status = "ready" if retry else "failed"
+    return _end(settings, run_id, name, owner, status, error[:ERROR_LENGTH], counts=counts)
 
 
 def cancel_step(settings: Settings, run_id: str, name: str, owner: str) -> None:

@@ -18,7 +18,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, inspect, text
 
 import atlas
-from atlas.db.engine import engine_for, hidden, parse_url, plain_errors, sqlite_file
+from atlas.db.engine import engine_for, forget_engine, hidden, parse_url, plain_errors, sqlite_file
 from atlas.db.models import Base
 from atlas.errors import DatabaseError
 from atlas.settings import Settings
@@ -150,6 +150,9 @@ def ensure_schema(settings: Settings) -> None:
             return
         if file is None:
             check(settings)
+        elif not file.exists():
+            forget_engine(settings.database_url)
+            upgrade(settings)
         elif current_revision(settings) != newest_revision():
             upgrade(settings)
         _READY.add(settings.database_url)
