@@ -10,6 +10,7 @@ from app.colours import BLUE, GREEN, ORANGE
 
 SERIES = (BLUE, ORANGE, GREEN)
 Spec = dict[str, Any]
+POWERS = [0, *(10**power for power in range(8))]
 LEGEND = {"orient": "top", "offset": 2, "labelFontSize": 11, "symbolSize": 50}
 
 
@@ -37,7 +38,7 @@ def histogram() -> Spec:
         "encoding": {
             "x": axis("low", "activation", bin="binned", axis={"format": ".2~g", "tickCount": 6}),
             "x2": {"field": "high"},
-            "y": axis("n", "tokens (log)", scale={"type": "symlog"}, axis={"tickCount": 4, "format": "~s"}),
+            "y": axis("n", "tokens (log)", scale={"type": "symlog"}, axis={"values": POWERS, "format": "~s"}),
             "tooltip": tips(("low", "from"), ("high", "to"), ("n", "tokens")),
         },
     }
@@ -88,9 +89,12 @@ def by_head(n_heads: int) -> Spec:
 MEASURES = ("decoder share", "FVE", "DFA share")
 
 
-def by_layer(fields: Sequence[tuple[str, str]], title: str, n_layers: int, zero: bool) -> Spec:
-    """Lines over layers for long data with fields layer, name, value."""
+def by_layer(fields: Sequence[tuple[str, str]], title: str, n_layers: int, zero: bool | None) -> Spec:
+    """Lines over layers for long data with fields layer, name, value; ``zero`` None: a logarithmic axis."""
     names = [label for _, label in fields]
+    ticks: Spec = {"format": ".3~g", "tickCount": 5}
+    if zero is None:
+        ticks["values"] = [10.0**power for power in range(-6, 3)]
     colour: Spec = {
         "field": "name", "type": "nominal", "sort": names, "title": None,
         "scale": {"domain": names, "range": [*SERIES, "#cc79a7"][: len(names)]},
@@ -102,7 +106,8 @@ def by_layer(fields: Sequence[tuple[str, str]], title: str, n_layers: int, zero:
             "x": axis(
                 "layer", "layer", axis={"values": list(range(n_layers)), "labelAngle": 0, "format": "d"}
             ),
-            "y": axis("value", title, scale={"zero": zero}, axis={"tickCount": 5, "format": ".3~g"}),
+            "y": axis("value", title, scale={"type": "log"} if zero is None else {"zero": zero},
+                      axis=ticks),
             "color": colour,
             "tooltip": [{"field": "sae", "title": "SAE"}, {"field": "name", "title": "value"},
                         *tips(("layer", "layer"), ("value", "is"))],

@@ -1,10 +1,12 @@
 """The design language: quiet type, close spacing, tabular figures; colours follow the theme."""
 
 import html
+import re
 from pathlib import Path
 
 import streamlit as st
 
+_RUN = re.compile("·{4,}")
 _CSS = Path(__file__).with_name("style.css")
 
 
@@ -56,5 +58,10 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def token(text: str) -> str:
-    """A token as HTML, escaped, in the form of a chip."""
-    return f'<span class="ha-tok">{html.escape(text)}</span>'
+    """A token as HTML, escaped, in the form of a chip; a long run of spaces is counted.
+
+    >>> token("<b>·····")
+    '<span class="ha-tok" title="&lt;b&gt;·····">&lt;b&gt;·<sub>5</sub></span>'
+    """
+    shown = _RUN.sub(lambda run: f"·<sub>{len(run[0])}</sub>", html.escape(text))
+    return f'<span class="ha-tok" title="{html.escape(text, quote=True)}">{shown}</span>'

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -32,7 +33,7 @@ VIEWS = {
     "atlas": ("atlas?colour=induction", ".cell", 900),
     "atlas-progress": ("atlas", ".cell", 900),
     "head": ("head?head={head}", ".card", 1500),
-    "feature": ("feature", ".row", 1700),
+    "feature": ("feature{feature}", ".row", 1700),
     "sql": (
         f"sql?q={QUERY}",
         "canvas",
@@ -100,8 +101,10 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="light and dark, 1400 and 800 px")
     parser.add_argument("--views", nargs="*", choices=[*VIEWS], default=[*VIEWS])
     parser.add_argument("--head", default="L0H0", help="the head that is shown")
+    parser.add_argument("--feature", nargs=2, metavar=("SAE", "NUMBER"), help="the feature that is shown")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
+    feature = "?" + urlencode({"sae": args.feature[0], "feature": args.feature[1]}) if args.feature else ""
     args.out.mkdir(parents=True, exist_ok=True)
     kinds = (
         [("light", 1400), ("dark", 1400), ("light", 800), ("dark", 800)] if args.all else [("light", 1400)]
@@ -113,7 +116,12 @@ def main() -> int:
             for scheme, width in kinds if args.all else kinds[:1]:
                 file = args.out / (f"{name}-{scheme}-{width}.png" if args.all else f"{name}.png")
                 shoot(
-                    browser, f"{url}/{path.format(head=args.head)}", file, selector, scheme, (width, height)
+                    browser,
+                    f"{url}/{path.format(head=args.head, feature=feature)}",
+                    file,
+                    selector,
+                    scheme,
+                    (width, height),
                 )
         browser.close()
     return 0

@@ -64,12 +64,17 @@ function link(text, href, cls, open) {
   return a;
 }
 
-// The visible form of a token with its whitespace marks dimmed.
+// The visible form of a token with its whitespace marks dimmed; a long run of one mark is counted.
 function tokenText(node, text) {
-  for (const part of text.split(/([·⏎⇥]+)/)) {
+  for (const part of text.split(/(·+|[⏎⇥]+)/)) {
     if (!part) continue;
-    if (/[·⏎⇥]/.test(part)) node.appendChild(el("span", "ws", part));
-    else node.appendChild(document.createTextNode(part));
+    if (!/[·⏎⇥]/.test(part)) {
+      node.appendChild(document.createTextNode(part));
+      continue;
+    }
+    const mark = el("span", "ws", part.length > 3 ? part[0] : part);
+    if (part.length > 3) mark.appendChild(el("sub", "", String(part.length)));
+    node.appendChild(mark);
   }
 }
 

@@ -31,6 +31,10 @@ function cellButton(cell, data, open) {
   node.setAttribute("aria-label", `L${cell.layer}H${cell.head}: ${spoken}`);
   node.append(el("span", "value", cell.text), el("span", "label", cell.label));
   if (cell.faded) node.classList.add("faded");
+  if (cell.here) {
+    node.classList.add("here");
+    node.setAttribute("aria-current", "true");
+  }
   node.addEventListener("click", () => open({ layer: cell.layer, head: cell.head }));
   return node;
 }
@@ -58,15 +62,18 @@ export default function (component) {
   root.dataset.version = data.version;
   root.replaceChildren();
   const tip = tooltip(root);
-  const table = el("div", "grid");
+  const table = el("div", data.mini ? "grid mini" : "grid");
   table.setAttribute("role", "group");
   table.setAttribute("aria-label", `Heads by layer and head, coloured by ${data.title}`);
-  table.style.gridTemplateColumns = `3.2em repeat(${data.n_heads}, minmax(0, 1fr))`;
-  table.appendChild(el("span", "axis", ""));
-  for (let h = 0; h < data.n_heads; h++) table.appendChild(el("span", "axis top", `H${h}`));
+  const column = data.mini ? "minmax(0, 13px)" : "minmax(0, 1fr)";
+  table.style.gridTemplateColumns = `${data.mini ? "" : "3.2em "}repeat(${data.n_heads}, ${column})`;
+  if (!data.mini) {
+    table.appendChild(el("span", "axis", ""));
+    for (let h = 0; h < data.n_heads; h++) table.appendChild(el("span", "axis top", `H${h}`));
+  }
   const cells = new Map(data.cells.map((c) => [`${c.layer},${c.head}`, c]));
   for (let l = 0; l < data.n_layers; l++) {
-    table.appendChild(el("span", "axis side", `L${l}`));
+    if (!data.mini) table.appendChild(el("span", "axis side", `L${l}`));
     for (let h = 0; h < data.n_heads; h++) {
       const cell = cells.get(`${l},${h}`);
       const node = cellButton(cell, data, (value) => setTriggerValue("open", value));
@@ -77,8 +84,9 @@ export default function (component) {
       table.appendChild(node);
     }
   }
-  const first = table.querySelector(".cell");
+  const first = table.querySelector(".cell.here") || table.querySelector(".cell");
   if (first) first.tabIndex = 0;
   arrowKeys(table, data);
-  root.append(legend(data), table);
+  if (data.mini) root.append(table);
+  else root.append(legend(data), table);
 }

@@ -135,6 +135,14 @@ def grid_data(
     }
 
 
+def mini_map(scope: Scope, notes: Mapping[Place, HeadProgress], here: Place) -> dict[str, Any]:
+    """The grid as a small map of the annotation's progress, with one head marked."""
+    data = grid_data(scope, notes, {}, PROGRESS, "all")
+    for cell in data["cells"]:
+        cell["here"] = (cell["layer"], cell["head"]) == here
+    return {**data, "mini": True}
+
+
 def progress_bar(done: int, drafts: int, n: int) -> str:
     """Done and drafts of n as a thin bar, in HTML."""
     parts = ((done, colours.BLUE), (drafts, colours.YELLOW))

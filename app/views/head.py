@@ -12,7 +12,7 @@ from app.components import draw
 from app.components.payload import Texts, example, rounded
 from app.head_form import Place, head_form, move
 from app.state import Scope
-from app.views.atlas import progress_bar
+from app.views.atlas import mini_map, progress_bar
 from atlas.db import annotations
 from atlas.errors import StoreError
 from atlas.store.queries import examples, features, heads, overview
@@ -56,21 +56,35 @@ def _header(scope: Scope, place: Place, who: str) -> frozenset[tuple[int, int]]:
     done = frozenset(at for at, note in notes.items() if note.status == "done")
     counts = Counter(note.status for note in notes.values())
     n = scope.n_heads_all
-    one, two = st.columns([1, 1.6], vertical_alignment="center")
-    with one:
+    left, right, corner = st.columns([1.3, 1.25, 0.46], vertical_alignment="top")
+    with left:
         far = f"{counts['done']}/{n} done, {counts['draft']} drafts"
         style.title(place.name, f"{scope.model.model} · {far} · by {who}")
         st.html(progress_bar(counts["done"], counts["draft"], n))
-    with two, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom"):
-        before, after, unseen = place.step(-1), place.step(1), place.next_open(set(done))
-        st.button(before.name, key="before", icon=":material/chevron_left:", shortcut="P",
-                  on_click=move, args=(before,), help="previous head")  # fmt: skip
-        st.button(after.name, key="after", icon=":material/chevron_right:", icon_position="right",
-                  shortcut="N", on_click=move, args=(after,), help="next head")  # fmt: skip
-        st.button("Next open", key="unseen", icon=":material/skip_next:", shortcut="U", on_click=move,
-                  args=(unseen,), help="next head that is not done")  # fmt: skip
+    with corner:
+        draw.heads_grid("map", mini_map(scope, notes, (place.layer, place.head)), scope.model.model)
+    with right, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom"):
+        _moves(place, done)
         _jump(scope, place)
+    with left:
+        _scores(scope, place)
     return done
+
+
+def _moves(place: Place, done: frozenset[tuple[int, int]]) -> None:
+    before, after, unseen = place.step(-1), place.step(1), place.next_open(set(done))
+    st.button(
+        before.name, key="before", icon=":material/chevron_left:", shortcut="P", on_click=move,
+        args=(before,), help="previous head",
+    )  # fmt: skip
+    st.button(
+        after.name, key="after", icon=":material/chevron_right:", icon_position="right", shortcut="N",
+        on_click=move, args=(after,), help="next head",
+    )  # fmt: skip
+    st.button(
+        "Next open", key="unseen", icon=":material/skip_next:", shortcut="U", on_click=move, args=(unseen,),
+        help="next head that is not done",
+    )  # fmt: skip
 
 
 def _jump(scope: Scope, place: Place) -> None:
@@ -193,7 +207,6 @@ def render() -> None:
         st.query_params["head"] = place.name
     who = state.annotator(scope.settings)
     done = _header(scope, place, who)
-    _scores(scope, place)
     ref = scope.z_saes.get(place.layer)
     with st.container(key="head-body"):
         left, right = st.columns([2.7, 1])

@@ -17,10 +17,10 @@ SPLITS = {"eval": "without position 0", "eval_with_bos": "with position 0 (BOS)"
 PLOTS = (
     ("Variance explained", "share", (("variance_explained", "variance explained"),), False),
     (
-        "Cross-entropy",
-        "nats per token",
-        (("ce_clean", "clean"), ("ce_spliced", "spliced"), ("ce_mean", "mean"), ("ce_zero", "zero")),
-        False,
+        "Cross-entropy added",
+        "nats above clean (log)",
+        (("added_spliced", "spliced"), ("added_mean", "mean"), ("added_zero", "zero")),
+        None,
     ),
     ("L0", "active features per token", (("l0", "L0"),), True),
     ("Alive features", "share of d_sae", (("alive_share", "alive"),), True),
@@ -94,6 +94,11 @@ def _long(rows: pa.Table, fields: tuple[tuple[str, str], ...]) -> pa.Table:
 def _plots(scope: Scope, rows: pa.Table) -> None:
     chosen = [ref.sae for ref in scope.z_saes.values()] or rows["sae"].to_pylist()
     rows = rows.filter(pc.is_in(rows["sae"], pa.array(chosen, pa.string())))
+    for name in ("spliced", "mean", "zero"):
+        added = pc.subtract(rows[f"ce_{name}"], rows["ce_clean"])
+        # On a logarithmic axis there is no place for what does no harm at all.
+        added = pc.if_else(pc.greater(added, 0.0), added, None)
+        rows = rows.append_column(f"added_{name}", added)
     with st.container(key="charts"):
         columns = st.columns(len(PLOTS))
     for column, (title, unit, fields, zero) in zip(columns, PLOTS, strict=True):
