@@ -106,4 +106,5 @@ def main() -> None:
         state.say_error(error)
 
 
-main()
+if __name__ == "__main__":
+    main()

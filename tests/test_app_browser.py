@@ -18,6 +18,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+OWN = re.compile(r"(http|ws)://127\.0\.0\.1[:/]|data:|blob:|about:")
 pytestmark = pytest.mark.browser
 
 
@@ -66,9 +67,13 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser):
+    """A page that fails its test if anything is asked of another machine."""
     page = browser.new_page()
+    elsewhere = []
+    page.on("request", lambda r: elsewhere.append(r.url) if not OWN.match(r.url) else None)
     yield page
     page.close()
+    assert elsewhere == []
 
 
 def heading(page, text):
@@ -83,7 +88,7 @@ def test_annotate_from_the_grid_to_the_next_head_and_back(page, address):
     heading(page, "L0H1")
     assert "head=L0H1" in page.url
     expect(page.get_by_text("0/8 done")).to_be_visible()
-    page.get_by_label("Label").fill("repeats <script>alert(1)</script> **words**")
+    page.get_by_label("Label", exact=True).fill("repeats <script>alert(1)</script> **words**")
     page.get_by_role("radio", name="bisemantic", exact=True).click()
     page.get_by_label("Notes").fill("seen on lists")
     page.get_by_label("Notes").press("Control+Enter")
@@ -94,7 +99,9 @@ def test_annotate_from_the_grid_to_the_next_head_and_back(page, address):
     heading(page, "L0H1")
     page.reload()
     heading(page, "L0H1")
-    expect(page.get_by_label("Label")).to_have_value("repeats <script>alert(1)</script> **words**")
+    expect(page.get_by_label("Label", exact=True)).to_have_value(
+        "repeats <script>alert(1)</script> **words**"
+    )
     expect(page.get_by_label("Notes")).to_have_value("seen on lists")
     expect(page.get_by_text(re.compile("done, version"))).to_be_visible()
 
@@ -104,11 +111,18 @@ def test_a_draft_survives_a_reload_in_the_middle(page, address):
 
     page.goto(f"{address}/head?head=L1H3")
     heading(page, "L1H3")
-    page.get_by_label("Label").press_sequentially("half a thou")
+    page.get_by_label("Label", exact=True).press_sequentially("half a thou")
     expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
+    notes = page.get_by_label("Notes")
+    notes.press_sequentially("and a half")
+    expect(page.get_by_text(re.compile("draft, version 2"))).to_be_visible()
+    notes.press_sequentially(", saved at once")
+    notes.press("Control+s")
+    expect(page.get_by_text(re.compile("done, version"))).to_be_visible()
     page.reload()
     heading(page, "L1H3")
-    expect(page.get_by_label("Label")).to_have_value("half a thou")
+    expect(page.get_by_label("Label", exact=True)).to_have_value("half a thou")
+    expect(page.get_by_label("Notes")).to_have_value("and a half, saved at once")
 
 
 def test_grid_by_keyboard(page, address):
