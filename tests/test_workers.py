@@ -99,6 +99,7 @@ def test_a_real_worker_carries_out_a_plan(settings, workers, capsys):
     run_id = submit(plan, settings)
     assert queued(settings.broker_url) == {"cpu": 1, "gpu": 0, "io": 0}
     process = workers("--concurrency", "2")
+    wait_until("a worker takes the first step", lambda: states(settings, run_id)["a"] != "ready", 60)
     run = wait(run_id, settings)
     assert run.status == "done"
     assert {s.status for s in run.steps} == {"done"}
