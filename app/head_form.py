@@ -130,17 +130,17 @@ def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, i
     """The form for one head; every change is kept as a draft, Save marks the head as done."""
     draft = notes.head_draft(scope.settings, scope.model.model, place.layer, place.head, who)
     draft.open()
+    notes.show_state(draft)
     with st.container(key="note-grid"):
         _fields(draft, scope)
     one, two = st.columns([1, 1.5])
     save = one.button("Save", key="note_save", shortcut="Ctrl+S", width="stretch")
     on = two.button("Save, next", key="note_next", type="primary", shortcut="Ctrl+Enter", width="stretch")
-    if (save or on) and draft.save({"status": "done"}):
-        if on:
+    if save or on:
+        if draft.save({"status": "done"}) and on:
             move(place.next_open({*done, (place.layer, place.head)}))
         st.rerun()
     draw.keep_typing("typing")
-    notes.show_state(draft)
     _status(draft, who)
     done_now = draft.stored.status == "done"
     if done_now and st.button("Back to draft", key="note_reopen", type="tertiary"):

@@ -10,6 +10,7 @@ from app.components import draw
 from app.components.payload import Texts, example, rounded
 from app.state import Scope
 from app.token_tables import logit_table, token_table
+from atlas.db import annotations
 from atlas.db.models import INTERPRETABILITY
 from atlas.db.notes import LABEL_LENGTH, MOST_WORDS, NOTES_LENGTH
 from atlas.errors import StoreError
@@ -235,6 +236,28 @@ def _form(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
     notes.show_state(draft)
 
 
+def _browse(scope: Scope, ref: SaeRef) -> None:
+    """Other features of the same SAE; asked for only when it is unfolded."""
+    with st.expander("Other features of this SAE", key="browse", on_change="rerun") as box:
+        if not box.open:
+            return
+        order = st.segmented_control("Order", ["max_activation", "density", "feature"], key="order",
+                                     default="max_activation", required=True, label_visibility="collapsed",
+                                     format_func=lambda name: name.replace("_", " "))  # fmt: skip
+        table = scope.ask(features.some_features, ref.sae, order, 500)
+        labels = {note.feature: note.label for note in annotations.list_features(scope.settings, ref.sae)}
+        told = pa.array([labels.get(one, "") for one in table["feature"].to_pylist()], pa.string())
+        percent = st.column_config.NumberColumn(format="percent")
+        chosen = st.dataframe(
+            table.append_column("label", told), hide_index=True, height=320, on_select="rerun",
+            selection_mode="single-row", key=f"others of {ref.sae} by {order}",
+            column_config={"density": percent}, alt="Features of this SAE; ticking one opens it",
+        )  # fmt: skip
+        if chosen.selection.rows:
+            number = table["feature"][chosen.selection.rows[0]].as_py()
+            navigation.go(navigation.href("feature", sae=ref.sae, feature=number))
+
+
 def render() -> None:
     """Statistics, charts, tokens, the note and the examples of one feature."""
     scope = state.scope()
@@ -250,3 +273,4 @@ def render() -> None:
     _tokens(scope, ref, number)
     style.section("Examples", "point at one to see which heads and sources made it fire; click to pin it")
     draw.feature_examples("examples", example_data(scope, ref, number, row))
+    _browse(scope, ref)
