@@ -1,0 +1,159 @@
+"""Shares of heads and effects on the logits against loops and matrix algebra in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atlas.analysis import weights
+from atlas.analysis.weights import Moments, decoder_share, fve, logit_effects, weight_statistics
+
+from .tiny import D_HEAD, D_MODEL, D_VOCAB, N_HEADS, model_folder, random_sae, tiny_model
+
+
+def test_decoder_share():
+    sae = random_sae()
+    share = decoder_share(sae.W_dec, N_HEADS).tolist()
+    for f in range(sae.d_sae):
+        row = sae.W_dec[f].tolist()
+        norms = [math.sqrt(sum(x * x for x in row[h * D_HEAD : (h + 1) * D_HEAD])) for h in range(N_HEADS)]
+        assert share[f] == pytest.approx([n / sum(norms) for n in norms], rel=1e-9)
+    assert not decoder_share(torch.zeros(1, 6), 3).isnan().any()
+
+
+def test_weight_statistics():
+    sae = random_sae(seed=4)
+    found = weight_statistics(sae)
+    for f in range(sae.d_sae):
+        e, d = sae.W_enc[:, f].tolist(), sae.W_dec[f].tolist()
+        norm_e, norm_d = math.sqrt(sum(x * x for x in e)), math.sqrt(sum(x * x for x in d))
+        assert found["encoder_norm"][f] == pytest.approx(norm_e, rel=1e-9)
+        assert found["decoder_norm"][f] == pytest.approx(norm_d, rel=1e-9)
+        cosine = sum(a * b for a, b in zip(e, d, strict=True)) / norm_e / norm_d
+        assert found["encoder_decoder_cosine"][f] == pytest.approx(cosine, abs=1e-9)
+        assert found["bias"][f] == sae.b_enc[f].item()
+
+
+# ---------------------------------------------------------------- fve
+
+
+def correlated(n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, D_MODEL)) @ rng.normal(size=(D_MODEL, D_MODEL)) + 3 * rng.normal(size=D_MODEL)
+    return x.astype(np.float32)
+
+
+def test_fve_is_the_share_of_covariance_over_tokens():
+    x, W = correlated(70, 0), random_sae().W_enc.numpy()
+    moments = Moments.empty(D_MODEL)
+    moments.update(torch.from_numpy(x))
+    found = fve(W, moments.covariance(), N_HEADS)
+    assert found.shape == (W.shape[1], N_HEADS)
+    for f in range(W.shape[1]):
+        parts = [
+            [sum(float(t[i]) * float(W[i, f]) for i in range(h * D_HEAD, (h + 1) * D_HEAD)) for t in x]
+            for h in range(N_HEADS)
+        ]
+        p = [sum(d) for d in zip(*parts, strict=True)]
+        mean_p = sum(p) / len(p)
+        variance = sum((v - mean_p) ** 2 for v in p) / len(p)
+        for h, d in enumerate(parts):
+            mean_d = sum(d) / len(d)
+            covariance = sum((a - mean_d) * (b - mean_p) for a, b in zip(d, p, strict=True)) / len(p)
+            assert found[f, h] == pytest.approx(covariance / variance, abs=1e-9)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-12)
+    assert ((found < 0) | (found > 1)).any(), "it may leave [0, 1], and here it does"
+
+
+def test_fve_without_variance_is_nan():
+    assert np.isnan(fve(np.ones((4, 2)), np.zeros((4, 4)), 2)).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=5), st.randoms())
+def test_moments_merge_in_any_grouping(sizes, random):
+    x = correlated(sum(sizes) + 1, 1)
+    cuts = np.cumsum([1, *sizes])[:-1]
+    parts = []
+    for piece in np.split(x, cuts):
+        parts.append(Moments.empty(D_MODEL))
+        parts[-1].update(torch.from_numpy(piece))
+    random.shuffle(parts)
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    assert merged.n == len(x)
+    expected = np.cov(x.astype(np.float64).T, bias=True) if len(x) > 1 else np.zeros((D_MODEL, D_MODEL))
+    np.testing.assert_allclose(merged.covariance(), expected, atol=1e-10 * (x.astype(float) ** 2).max())
+    np.testing.assert_allclose(merged.total, x.astype(np.float64).sum(0), rtol=1e-12, atol=1e-9)
+
+
+def test_moments_of_nothing():
+    assert Moments.empty(3).covariance().tolist() == np.zeros((3, 3)).tolist()
+
+
+# ---------------------------------------------------------------- logits
+
+
+@pytest.fixture(scope="module")
+def hf():
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float64).eval()
+
+
+def effects_in_float64(hf, sae, site) -> np.ndarray:
+    """[d_sae, d_vocab] from the Hugging Face weights alone, centred by explicit projections."""
+    W_O = hf.transformer.h[site.layer].attn.c_proj.weight.detach().numpy()  # [n_heads * d_head, d_model]
+    D = sae.W_dec.double().numpy()
+    if site.kind in ("z", "v"):
+        rows = slice(None) if site.head is None else slice(site.head * D_HEAD, (site.head + 1) * D_HEAD)
+        D = D @ W_O[rows]
+    gamma = np.diag(hf.transformer.ln_f.weight.detach().numpy())
+    unembed = gamma @ hf.lm_head.weight.detach().numpy().T
+    centre_model = np.eye(D_MODEL) - 1 / D_MODEL
+    centre_vocab = np.eye(D_VOCAB) - 1 / D_VOCAB
+    return D @ centre_model @ unembed @ centre_vocab
+
+
+@pytest.mark.parametrize("processing", ["raw", "folded"])
+@pytest.mark.parametrize("name", ["L00.z", "L01.z", "L01.H02.z", "L00.H01.v", "L01.resid_pre", "L00.mlp_out"])
+def test_logit_effects(hf, processing, name):
+    d_in = D_HEAD if "H" in name else D_MODEL
+    sae = random_sae(name, d_in=d_in, d_sae=7)
+    rows, moments = logit_effects(tiny_model(processing), sae)
+    effects = effects_in_float64(hf, sae, sae.info.site)
+    assert rows["feature"].tolist() == [f for f in range(7) for _ in range(40)]
+    assert rows["sign"].tolist() == ([-1] * 20 + [1] * 20) * 7
+    assert rows["rank"].tolist() == list(range(20)) * 14
+    for f in range(7):
+        low = rows["token"][f * 40 : f * 40 + 20]
+        high = rows["token"][f * 40 + 20 : f * 40 + 40]
+        assert low.tolist() == np.argsort(effects[f])[:20].tolist()
+        assert high.tolist() == np.argsort(-effects[f])[:20].tolist()
+        values = rows["value"][f * 40 : f * 40 + 40]
+        np.testing.assert_allclose(values, effects[f][np.concatenate([low, high])], atol=2e-5)
+        mean = sum(effects[f]) / D_VOCAB
+        central = [sum((v - mean) ** p for v in effects[f]) / D_VOCAB for p in (2, 3, 4)]
+        assert moments["logit_mean"][f] == pytest.approx(0, abs=1e-5)
+        assert moments["logit_std"][f] == pytest.approx(math.sqrt(central[0]), rel=1e-4)
+        assert moments["logit_skew"][f] == pytest.approx(central[1] / central[0] ** 1.5, abs=1e-3)
+        assert moments["logit_kurtosis"][f] == pytest.approx(central[2] / central[0] ** 2, abs=1e-3)
+
+
+def test_logit_effects_by_chunks_are_the_same(monkeypatch):
+    sae = random_sae("L01.z")
+    rows, moments = logit_effects(tiny_model(), sae)
+    monkeypatch.setattr(weights, "_CHUNK", 3)
+    again, moments_again = logit_effects(tiny_model(), sae)
+    assert np.array_equal(rows["token"], again["token"])
+    np.testing.assert_allclose(rows["value"], again["value"], atol=1e-6)
+    np.testing.assert_allclose(moments["logit_std"], moments_again["logit_std"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["L00.H01.q", "L01.H00.k"])
+def test_queries_and_keys_write_nothing_to_the_logits(name):
+    assert logit_effects(tiny_model(), random_sae(name, d_in=D_HEAD)) == ({}, {})
