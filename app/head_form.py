@@ -106,7 +106,7 @@ def _fields(draft: Draft[HeadAnnotation], scope: Scope) -> None:
 def _status(draft: Draft[HeadAnnotation], who: str) -> None:
     stored = draft.stored
     if stored.version == 0:
-        text = f"Nothing written yet. Changes are kept at once, as a draft by {who}."
+        text = f"Nothing written yet. Changes are kept at once, as a draft by {who}. E goes to the label."
     else:
         when = stored.updated_at.strftime("%H:%M:%S") if stored.updated_at else ""
         minutes = stored.seconds_spent / 60
@@ -125,7 +125,16 @@ def _others(scope: Scope, place: Place, who: str) -> None:
             st.text(f"{note.annotator} ({note.status}, {judged}): {note.label or '–'}\n{note.notes}".strip())
 
 
-@st.fragment
+def _finish(draft: Draft[HeadAnnotation], onward: Place | None) -> None:
+    """Save as done; go on to the next head if that worked."""
+    if draft.save({"status": "done"}) and onward is not None:
+        move(onward)
+
+
+def _reopen(draft: Draft[HeadAnnotation]) -> None:
+    draft.save({"status": "draft"})
+
+
 def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, int]]) -> None:
     """The form for one head; every change is kept as a draft, Save marks the head as done."""
     draft = notes.head_draft(scope.settings, scope.model.model, place.layer, place.head, who)
@@ -133,17 +142,17 @@ def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, i
     notes.show_state(draft)
     with st.container(key="note-grid"):
         _fields(draft, scope)
+    onward = place.next_open({*done, (place.layer, place.head)})
     one, two = st.columns([1, 1.5])
-    save = one.button("Save", key="note_save", shortcut="Ctrl+S", width="stretch")
-    on = two.button("Save, next", key="note_next", type="primary", shortcut="Ctrl+Enter", width="stretch")
-    if save or on:
-        if draft.save({"status": "done"}) and on:
-            move(place.next_open({*done, (place.layer, place.head)}))
-        st.rerun()
+    one.button(
+        "Save", key="note_save", shortcut="Ctrl+S", width="stretch", on_click=_finish, args=(draft, None)
+    )
+    two.button(
+        "Save, next", key="note_next", type="primary", shortcut="Ctrl+Enter", width="stretch",
+        on_click=_finish, args=(draft, onward),
+    )  # fmt: skip
     draw.keep_typing("typing")
     _status(draft, who)
-    done_now = draft.stored.status == "done"
-    if done_now and st.button("Back to draft", key="note_reopen", type="tertiary"):
-        draft.save({"status": "draft"})
-        st.rerun()
+    if draft.stored.status == "done":
+        st.button("Back to draft", key="note_reopen", type="tertiary", on_click=_reopen, args=(draft,))
     _others(scope, place, who)

@@ -210,7 +210,6 @@ def example_data(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) ->
     }
 
 
-@st.fragment
 def _form(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
     draft = notes.feature_draft(scope.settings, ref.sae, number, who)
     draft.open()
