@@ -5,7 +5,7 @@ What Head Atlas knows beside SAELens's own keys goes under ``metadata.head_atlas
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from atlas.errors import SAEError, StoreError
+from atlas.errors import AtlasError, SAEError, StoreError, one_of
 from atlas.sae.model import SAE, SAEInfo
 from atlas.sites import Site
 
@@ -80,16 +80,30 @@ def load_sae(folder: Path) -> SAE:
     missing = [name for name in _TENSORS if name not in tensors]
     if missing:
         raise SAEError(f"SAE in {str(folder)!r} lacks the tensors {', '.join(missing)}")
-    known = config.get("metadata", {}).get("head_atlas")
-    if known is None:
-        raise SAEError(
-            f"SAE in {str(folder)!r} was not written by Head Atlas: metadata.head_atlas is missing"
-        )
-    info = SAEInfo(**(known | {"site": Site.parse(known["site"])}))
-    sae = SAE(info, *(tensors[name].to(torch.float32) for name in ("W_enc", "b_enc", "W_dec", "b_dec")))
-    if (sae.d_in, sae.d_sae) != (config["d_in"], config["d_sae"]):
-        raise SAEError(
-            f"SAE in {str(folder)!r}: W_enc is {sae.d_in} x {sae.d_sae}, "
-            f"{CONFIG} says {config['d_in']} x {config['d_sae']}"
-        )
-    return sae
+    info, d_in, d_sae = _read_config(folder, config)
+    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    for name, shape in shapes.items():
+        found = tuple(tensors[name].shape)
+        if found != shape:
+            raise SAEError(
+                f"SAE in {str(folder)!r}: {name} has shape {found}; {CONFIG} says d_in {d_in}, d_sae {d_sae}"
+            )
+    return SAE(info, *(tensors[name].to(torch.float32) for name in _TENSORS))
+
+
+def _read_config(folder: Path, config: Any) -> tuple[SAEInfo, int, int]:
+    """What the config says of the SAE, d_in and d_sae; SAEError for anything else than ``save_sae`` wrote."""
+    where = f"SAE in {str(folder)!r}"
+    try:
+        known, d_in, d_sae = config["metadata"]["head_atlas"], config["d_in"], config["d_sae"]
+        if set(known) != {f.name for f in fields(SAEInfo)}:
+            raise KeyError("head_atlas")
+        site, architecture, k = Site.parse(known["site"]), known["architecture"], known["k"]
+        one_of("architecture", architecture, _SAELENS_NAMES, SAEError)
+    except (KeyError, TypeError, AttributeError):
+        raise SAEError(f"{where}: {CONFIG} lacks what Head Atlas writes in metadata.head_atlas") from None
+    except AtlasError as error:
+        raise SAEError(f"{where}: {error}") from None
+    if architecture == "topk" and not (isinstance(k, int) and 0 < k <= d_sae):
+        raise SAEError(f"{where}: k {k!r} is not allowed; it must be from 1 to d_sae {d_sae}")
+    return SAEInfo(**(known | {"site": site})), d_in, d_sae
