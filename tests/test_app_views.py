@@ -18,8 +18,9 @@ from atlas.db.leases import claim_step, heartbeat
 from atlas.db.notes import FeatureAnnotation, HeadAnnotation
 from atlas.settings import load_settings
 from atlas.store import release as releases
+from atlas.store.parquet import write_table
 from atlas.store.sandbox import run_sql
-from tests.synthetic import build_synthetic_release
+from tests.synthetic import build_synthetic_release, to_arrow
 
 HOSTILE = "<script>alert(1)</script> **bold** [x](javascript:alert(2)) \u202egnp.exe :red[$x$]"
 Z0 = "synthetic/L00.z.topk-64"
@@ -135,6 +136,18 @@ def test_a_newer_release_is_picked_up_at_the_next_rerun(tmp_path, monkeypatch):
     build_synthetic_release(tmp_path / "releases", name="other", **size)
     assert "other@1" in words(show("overview"))
     assert "synthetic@2" in words(show("overview", release="synthetic"))
+
+
+def test_a_release_without_saes_still_opens(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATLAS_HOME", str(tmp_path))
+    rows = {"model": "bare", "processing": "raw", "source": "local folder", "digest": "0"}
+    rows |= {"n_layers": 1, "n_heads": 2, "d_model": 4, "d_head": 2, "d_vocab": 9, "n_ctx": 8}
+    write_table(tmp_path / "models.parquet", "models", to_arrow("models", [rows]))
+    releases.publish(tmp_path / "releases", "bare", {"models": [tmp_path / "models.parquet"]}, {})
+    assert "Atlas of bare" in words(show("atlas"))
+    assert "This release has no SAE on z of layer 0" in words(show("head"))
+    assert "holds no SAE of bare" in words(show("overview")).replace("\\", "")
+    assert "this release holds no SAE" in show("feature").error[0].value
 
 
 def label_of(at):
