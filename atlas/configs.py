@@ -149,6 +149,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("tokens", "batch", "chunk_batches", "dead_window", "log_every"):
             _positive(f"train {name}", getattr(self, name))
+        for name in ("seed", "warmup", "decay", "checkpoint_seconds"):
+            _at_least(f"train {name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class AnalysisConfig:
     def __post_init__(self) -> None:
         _positive("analysis blocks", self.blocks)
         _positive("analysis shard_blocks", self.shard_blocks)
+        _at_least("analysis seed", self.seed, 0)
 
 
 @dataclass(frozen=True)

@@ -111,13 +111,15 @@ def read_shape(files: ModelFiles) -> ModelShape:
         config = json.loads((files.path / "config.json").read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"config of model {files.name!r} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"config of model {files.name!r} is not a table of keys")
     config = config.get("text_config", config)
 
     def size(*names: str) -> int:
         for name in names:
-            if isinstance(config.get(name), int):
+            if isinstance(config.get(name), int) and config[name] > 0:
                 return int(config[name])
-        raise ModelError(f"config of model {files.name!r} gives none of {', '.join(names)}")
+        raise ModelError(f"config of model {files.name!r} gives no size above 0 as {' or '.join(names)}")
 
     d_model, n_heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
     d_head = config.get("head_dim") or d_model // n_heads

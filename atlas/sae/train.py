@@ -215,14 +215,15 @@ class Training:
         try:
             with safe_open(path, framework="pt", device=str(self.model.device)) as file:
                 state = json.loads(file.metadata()["state"])
+                chunk = int(state["chunk"])
                 for i, m in enumerate(self.members):
                     self._restore_member(file, i, m)
                     m.log = state["logs"][i]
-        except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
             raise SAEError(
                 f"checkpoint {str(path)!r} cannot be read ({error}); delete it to start anew"
             ) from None
-        self.chunk = state["chunk"]
+        self.chunk = chunk
 
     @staticmethod
     def _restore_member(file: Any, i: int, m: Member) -> None:
