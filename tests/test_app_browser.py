@@ -52,8 +52,9 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=15_000)
     need(Path(CHROMIUM).is_file(), f"Chromium ({CHROMIUM})")
     with sync_playwright() as driver:
         context = driver.chromium.launch_persistent_context(
@@ -161,6 +162,8 @@ def test_three_heads_by_keyboard_alone(page, address):
     expect(page.get_by_text("3/8 done")).to_be_visible()
     page.keyboard.press("Escape")
     page.keyboard.press("p")
+    heading(page, "L1H2")
+    page.reload()
     heading(page, "L1H2")
     expect(label(page)).to_have_value("label of L1H2")
 
