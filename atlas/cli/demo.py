@@ -16,9 +16,9 @@ DEMO = BuildConfig(
     model=ModelConfig("docs-12l"),
     corpus=CorpusConfig("stdlib", blocks=4096, context=128),
     sae=(SAEConfig("topk", expansion=4, k=32, lr=2e-3),),
-    train=TrainConfig(tokens=262_144, batch=1024, chunk_batches=16, dead_window=50_000),
+    train=TrainConfig(tokens=393_216, batch=1024, chunk_batches=16, dead_window=40_000),
     evaluation=EvalConfig(blocks=32),
-    analysis=AnalysisConfig(blocks=1024, shard_blocks=256),
+    analysis=AnalysisConfig(blocks=1536, shard_blocks=256),
 )
 """Small enough for a laptop's two cores and a few minutes; every step is the real one."""
 
