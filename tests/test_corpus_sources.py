@@ -19,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atlas.corpus import sources
-from atlas.corpus.sources import CorpusSource, Document, StandardLibrary, open_source
+from atlas.corpus import python_text, text_files
+from atlas.corpus.python_text import StandardLibrary
+from atlas.corpus.sources import CorpusSource, Document, open_source
 from atlas.errors import CorpusError
 
 
@@ -88,26 +89,27 @@ def test_stdlib_has_no_foreign_modules(prefix: list[Document]):
         kind, _, name = document.source.partition("/")
         if kind == "topics":
             continue
-        assert (sources._stdlib_root() / name).is_file()
+        assert (python_text._stdlib_root() / name).is_file()
 
 
 def test_code_comes_without_its_docstrings():
     text = 'class A:\n    """About A\n    on two lines."""\n\n    x = 1\n\n\ndef f(): "short"\n'
-    tree = sources.ast.parse(text)
-    assert sources._docstrings(tree) == ["About A\non two lines.", "short"]
-    assert sources._without_docstrings(text, tree) == 'class A:\n\n    x = 1\n\n\ndef f(): "short"\n'
+    tree = python_text.ast.parse(text)
+    assert python_text._docstrings(tree) == ["About A\non two lines.", "short"]
+    assert python_text._without_docstrings(text, tree) == 'class A:\n\n    x = 1\n\n\ndef f(): "short"\n'
 
 
 def test_a_form_feed_does_not_shift_the_lines():
     text = 'x = 1\n\x0c\ndef f():\n    """Doc."""\n    return 2\n'
     assert (
-        sources._without_docstrings(text, sources.ast.parse(text)) == "x = 1\n\x0c\ndef f():\n    return 2\n"
+        python_text._without_docstrings(text, python_text.ast.parse(text))
+        == "x = 1\n\x0c\ndef f():\n    return 2\n"
     )
 
 
 def test_parts_of_a_module_keep_their_order_and_add_up():
     originals = [Document(f"{i}", chr(97 + i % 26) * (5_000 * i)) for i in range(1, 60)]
-    dealt = list(sources._dealt(iter(originals)))
+    dealt = list(python_text._dealt(iter(originals)))
     for original in originals:
         assert "".join(d.text for d in dealt if d.source == original.source) == original.text
     assert [d.source for d in dealt] != sorted((d.source for d in dealt), key=int)
@@ -157,7 +159,7 @@ def test_a_folder_is_read_in_order_of_names(tmp_path: Path):
 
 
 def test_a_long_file_comes_in_parts_that_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "PART_CHARS", 100)
+    monkeypatch.setattr(text_files, "PART_CHARS", 100)
     text = "".join(f"line {i}\n" + "\n" * (i % 7 == 0) for i in range(200))
     path = tmp_path / "long.txt"
     path.write_text(text)
@@ -169,8 +171,8 @@ def test_a_long_file_comes_in_parts_that_add_up(tmp_path: Path, monkeypatch: pyt
 
 
 def test_without_blank_lines_a_part_still_ends(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "PART_CHARS", 10)
-    assert list(sources._parts(["aaaa\n"] * 6)) == ["aaaa\n" * 4, "aaaa\n" * 2]
+    monkeypatch.setattr(text_files, "PART_CHARS", 10)
+    assert list(text_files._parts(["aaaa\n"] * 6)) == ["aaaa\n" * 4, "aaaa\n" * 2]
 
 
 # ---------------------------------------------------------------- rows
