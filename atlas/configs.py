@@ -106,6 +106,8 @@ class SAEConfig:
             _positive(f"sae {name}", getattr(self, name))
         for name in ("aux_k", "aux_coefficient", "l1_coefficient"):
             _at_least(f"sae {name}", getattr(self, name), 0)
+        if self.d_sae is not None:
+            _positive("sae d_sae", self.d_sae)
         if self.d_sae is not None and self.d_sae < self.k and self.architecture == "topk":
             raise ConfigError(f"sae k {self.k} is more than d_sae {self.d_sae}")
 

@@ -22,7 +22,7 @@ def _numbers(what: str, text: str | None) -> str | tuple[int, ...] | None:
     out: list[int] = []
     for part in text.split(","):
         low, dash, high = part.partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
+        if not low.isdigit() or (dash and not (high.isdigit() and int(low) <= int(high))):
             raise ConfigError(f"{what} {part!r} cannot be read; allowed: all, or numbers such as 0,3-5")
         out += range(int(low), int(high or low) + 1)
     return tuple(out)

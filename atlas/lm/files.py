@@ -45,7 +45,7 @@ def find_model(name: str) -> ModelFiles:
     if name in bundled_models():
         return _checked(name, BUNDLED / name, "bundled")
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return _checked(path.absolute().name, path.absolute(), "local folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
         raise ModelError(
