@@ -38,7 +38,12 @@ def histogram() -> Spec:
         "encoding": {
             "x": axis("low", "activation", bin="binned", axis={"format": ".2~g", "tickCount": 6}),
             "x2": {"field": "high"},
-            "y": axis("n", "tokens (log)", scale={"type": "symlog"}, axis={"values": POWERS, "format": "~s"}),
+            "y": axis(
+                "n",
+                "tokens (log)",
+                scale={"type": "symlog"},
+                axis={"values": POWERS, "labelExpr": "format(datum.value, '~s')"},
+            ),
             "tooltip": tips(("low", "from"), ("high", "to"), ("n", "tokens")),
         },
     }
