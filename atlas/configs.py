@@ -7,6 +7,8 @@ nothing acts on creation beyond checking values.
 import dataclasses
 import hashlib
 import json
+import math
+import re
 import tomllib
 import types
 import typing
@@ -19,15 +21,24 @@ from atlas.sites import KINDS
 
 ARCHITECTURES = ("topk", "relu")
 PROCESSINGS = ("raw", "folded")
+RELEASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MOST = 10**12
 T = TypeVar("T")
 
 
 def _at_least(where: str, value: float, low: float) -> None:
+    _bounded(where, value)
     if not value >= low:
         raise ConfigError(f"{where} {value!r} is too small; allowed: {low:g} or more")
 
 
+def _bounded(where: str, value: float) -> None:
+    if math.isinf(value) or value > MOST:
+        raise ConfigError(f"{where} {value!r} is too large; allowed: up to {MOST}")
+
+
 def _positive(where: str, value: float) -> None:
+    _bounded(where, value)
     if not value > 0:
         raise ConfigError(f"{where} {value!r} is not allowed; it must be above 0")
 
@@ -210,8 +221,11 @@ class BuildConfig:
     def release_name(self) -> str:
         """The release's name, safe as a folder name."""
         name = self.release or Path(self.model.name.replace(":", "-")).name or "atlas"
-        if not all(c.isalnum() or c in "._-" for c in name) or name.startswith("."):
-            raise ConfigError(f"release {name!r} is not allowed; use letters, digits, '.', '_' and '-'")
+        if not RELEASE_NAME.fullmatch(name):
+            raise ConfigError(
+                f"release {name[:80]!r} is not allowed; use up to 64 letters, digits, '.', '_' and '-', "
+                "a letter or digit first"
+            )
         return name
 
     @property

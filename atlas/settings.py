@@ -67,6 +67,20 @@ def _number(environ: Mapping[str, str], key: str, default: float, low: float) ->
     return value
 
 
+def _whole(environ: Mapping[str, str], key: str, default: int, low: int) -> int:
+    value = _number(environ, key, default, low)
+    if value > 10**9 or value != int(value):
+        raise ConfigError(f"{key}={environ[key]!r} is not a whole number from {low} to {10**9}")
+    return int(value)
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    try:
+        return Path(environ.get("ATLAS_HOME") or default_home(environ)).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"ATLAS_HOME={environ.get('ATLAS_HOME')!r} cannot be used: {error}") from None
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings; ConfigError names a variable whose value is not allowed.
 
@@ -78,10 +92,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     atlas.errors.ConfigError: ATLAS_QUERY_SECONDS='soon' is not a number; allowed: 0.01 or more
     """
     env = os.environ if environ is None else environ
-    home = Path(env.get("ATLAS_HOME") or default_home(env)).expanduser().absolute()
+    home = _home(env)
     level = env.get("ATLAS_LOG_LEVEL", "INFO").upper()
     one_of("ATLAS_LOG_LEVEL", level, ("DEBUG", "INFO", "WARNING", "ERROR"))
-    threads = int(_number(env, "ATLAS_THREADS", 0, 0))
+    threads = _whole(env, "ATLAS_THREADS", 0, 0)
     return Settings(
         home=home,
         database_url=env.get("ATLAS_DATABASE_URL") or f"sqlite:///{home / 'atlas.sqlite'}",
@@ -90,7 +104,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         threads=threads or None,
         query_seconds=_number(env, "ATLAS_QUERY_SECONDS", 20.0, 0.01),
         query_memory=env.get("ATLAS_QUERY_MEMORY", "1GB"),
-        query_rows=int(_number(env, "ATLAS_QUERY_ROWS", 10_000, 1)),
+        query_rows=_whole(env, "ATLAS_QUERY_ROWS", 10_000, 1),
         annotator=env.get("ATLAS_ANNOTATOR") or env.get("USER") or "annotator",
         log_level=level,
     )

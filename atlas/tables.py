@@ -171,7 +171,7 @@ _DECLARED = (
     Table("head_scores", "model x layer x head x score", (
         _MODEL, _LAYER, C("head", I16, "head, from 0"), C("score", STR, "name of the score"),
         C("value", F64, "the score"), C("n", I64, "destinations counted"),
-        C("how", STR, "text or random repeats, and how many"),
+        C("how", STR, "on text, or on random repeats"),
     ), ("model", "layer", "head", "score")),
 )
 # fmt: on

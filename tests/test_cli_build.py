@@ -67,6 +67,14 @@ WRONG = {
     "k above the width": (["--d-sae", "3", "--k", "4"], ["4", "3"]),
     "no training tokens": (["--tokens", "0"], ["0"]),
     "too few blocks": (["--eval-blocks", "12"], ["12"]),
+    "release name of another alphabet": (["--release", "é"], ["é"]),
+    "long release name": (["--release", "a" * 65], ["64"]),
+    "unknown user": (["--model", "~nosuchuser/x"], ["~nosuchuser/x"]),
+    "name too long": (["--model", "/" + "m" * 400], ["mmm"]),
+    "corpus name too long": (["--corpus", "c" * 400 + ".txt"], ["ccc"]),
+    "no decimal": (["--layers", "²"], ["'²'"]),
+    "infinite rate": (["--lr", "inf"], ["lr inf"]),
+    "too many tokens": (["--tokens", str(10**22)], [str(10**22)]),
     "release name": (["--release", "../up"], ["../up"]),
 }
 

@@ -1,6 +1,7 @@
 """The main job end to end on the bundled docs-2l: tables, identities, resuming, determinism."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,22 @@ def test_a_second_process_is_refused(home, tmp_path):
     folder = plan.step("tokens").folder
     with lock(settings.steps / f".lock-{folder}"), pytest.raises(ConflictError, match="held"):
         run_step(plan, "tokens", settings, Quiet())
+
+
+def test_a_damaged_output_is_made_anew(tmp_path, home):
+    """A file that was cut or removed is noticed, and only what is needed is done again."""
+    shutil.copytree(home, tmp_path / "home")
+    settings = settings_at(tmp_path / "home")
+    plan = make_plan(SMALL, settings)
+    name = plan.of_kind("summarise")[0].name
+    (output_of(plan.step(name), settings) / "features.parquet").unlink()
+    info = current(settings.releases, "docs-2l")
+    info.path.chmod(0o644)
+    info.path.write_bytes(info.path.read_bytes()[:1000])
+    assert [step.name for step in waiting_for(plan, settings)] == [name, "publish"]
+    run_local(plan, settings, Quiet)
+    assert waiting_for(plan, settings) == []
+    assert table_digests(tmp_path / "home") == table_digests(home)
 
 
 def test_other_sites_build_too(tmp_path):

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SERVICES = yaml.safe_load(COMPOSE)["services"]
+INDEX = "https://wheels.example/cpu"
 OURS = ("migrate", "worker", "worker-gpu", "app", "cli")
 
 
@@ -49,17 +50,28 @@ def test_every_service_restarts_and_tells_its_health(name):
     assert service["image"].split(":")[1] != "latest"
 
 
+def test_the_cpu_image_asks_for_an_index_of_cpu_wheels():
+    """Without one, Linux would get several GB of CUDA; the GPU image wants just that."""
+    with pytest.raises(KeyError, match="ATLAS_TORCH_INDEX"):
+        filled(COMPOSE, {"ATLAS_DB_PASSWORD": "x7Gk"})
+    services = yaml.safe_load(filled(COMPOSE, {"ATLAS_DB_PASSWORD": "x", "ATLAS_TORCH_INDEX": INDEX}))[
+        "services"
+    ]
+    assert services["worker"]["build"]["args"]["TORCH_INDEX"] == INDEX
+    assert not services["worker-gpu"]["build"]["args"]["TORCH_INDEX"]
+
+
 def test_there_is_no_default_password():
     with pytest.raises(KeyError, match="ATLAS_DB_PASSWORD"):
-        filled(COMPOSE, {})
-    text = filled(COMPOSE, {"ATLAS_DB_PASSWORD": "x7Gk"})
+        filled(COMPOSE, {"ATLAS_TORCH_INDEX": INDEX})
+    text = filled(COMPOSE, {"ATLAS_DB_PASSWORD": "x7Gk", "ATLAS_TORCH_INDEX": INDEX})
     services = yaml.safe_load(text)["services"]
     assert services["postgres"]["environment"]["POSTGRES_PASSWORD"] == "x7Gk"
     assert set(re.findall(r"\$\{ATLAS_DB_PASSWORD(..)", COMPOSE)) == {":?"}
 
 
 def test_the_settings_are_ones_that_we_read():
-    environment = {"ATLAS_DB_PASSWORD": "x7Gk"}
+    environment = {"ATLAS_DB_PASSWORD": "x7Gk", "ATLAS_TORCH_INDEX": INDEX}
     services = yaml.safe_load(filled(COMPOSE, environment))["services"]
     for name in OURS:
         given = services[name]["environment"]
@@ -98,7 +110,7 @@ def test_the_image():
     last = DOCKERFILE.split("FROM ")[-1]
     assert re.search(r"^USER atlas$", last, re.MULTILINE)
     assert last.index("USER atlas") < last.index("CMD")
-    assert "https://download.pytorch.org/whl/cpu" in DOCKERFILE
+    assert re.search(r'^RUN pip install "torch==.*\$\{TORCH_INDEX:\+--index-url', DOCKERFILE, re.MULTILINE)
     version = re.search(r"TORCH_VERSION=(\S+)", DOCKERFILE).group(1)
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (torch,) = [w for w in wanted if w.startswith("torch>")]

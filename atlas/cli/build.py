@@ -1,5 +1,6 @@
 """``atlas build``: from a model and a text to a published release."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import click
 from atlas.configs import BuildConfig, from_plain, to_plain
 from atlas.errors import ConfigError
 from atlas.settings import load_settings
+
+_NUMBER = re.compile(r"[0-9]{1,4}")
 
 
 def _numbers(what: str, text: str | None) -> str | tuple[int, ...] | None:
@@ -22,7 +25,7 @@ def _numbers(what: str, text: str | None) -> str | tuple[int, ...] | None:
     out: list[int] = []
     for part in text.split(","):
         low, dash, high = part.partition("-")
-        if not low.isdigit() or (dash and not (high.isdigit() and int(low) <= int(high))):
+        if not _NUMBER.fullmatch(low) or (dash and not (_NUMBER.fullmatch(high) and int(low) <= int(high))):
             raise ConfigError(f"{what} {part!r} cannot be read; allowed: all, or numbers such as 0,3-5")
         out += range(int(low), int(high or low) + 1)
     return tuple(out)

@@ -54,6 +54,13 @@ def open_source(spec: str) -> CorpusSource:
     ...
     atlas.errors.CorpusError: corpus 'notes.docx' is not known; allowed: stdlib, packages, ...
     """
+    try:
+        return _open(spec)
+    except (OSError, RuntimeError) as error:
+        raise CorpusError(f"corpus {spec[:80]!r} cannot be looked up: {error}") from None
+
+
+def _open(spec: str) -> CorpusSource:
     if spec == "stdlib":
         return StandardLibrary()
     if spec == "packages":

@@ -44,7 +44,7 @@ def find_model(name: str) -> ModelFiles:
     """
     if name in bundled_models():
         return _checked(name, BUNDLED / name, "bundled")
-    path = Path(name).expanduser()
+    path = _place(name)
     if name and path.is_dir():
         return _checked(path.absolute().name, path.absolute(), "local folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
@@ -52,6 +52,16 @@ def find_model(name: str) -> ModelFiles:
             f"model folder {name!r} does not exist; bundled models: {', '.join(bundled_models())}"
         )
     return _checked(name.split("/")[-1], _download(name), "hub")
+
+
+def _place(name: str) -> Path:
+    """The name as a path; ModelError if it cannot be one (too long, an unknown user, no permission)."""
+    try:
+        path = Path(name).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"model {name[:80]!r} cannot be looked up: {error}") from None
+    return path
 
 
 def _download(name: str) -> Path:
@@ -121,8 +131,14 @@ def read_shape(files: ModelFiles) -> ModelShape:
                 return int(config[name])
         raise ModelError(f"config of model {files.name!r} gives no size above 0 as {' or '.join(names)}")
 
-    d_model, n_heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
+    d_model, n_heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head", "num_heads")
+    n_kv = config.get("num_key_value_heads") or n_heads
+    if n_kv != n_heads:
+        raise ModelError(
+            f"model {files.name!r} shares {n_kv} key and value heads among {n_heads} heads; "
+            "models with as many of them as heads are supported"
+        )
     d_head = config.get("head_dim") or d_model // n_heads
-    n_layers = size("num_hidden_layers", "n_layer")
+    n_layers = size("num_hidden_layers", "n_layer", "num_layers")
     n_ctx = size("max_position_embeddings", "n_positions", "n_ctx")
     return ModelShape(n_layers, n_heads, d_model, int(d_head), size("vocab_size"), n_ctx)

@@ -17,7 +17,7 @@ from atlas.settings import Settings
 from atlas.store import release
 from atlas.store.atomic import WORK_PREFIX, atomic_dir, discard, lock
 
-RELEASE_NOTE = "release.json"
+RELEASE_NOTE, INVENTORY = "release.json", "files.json"
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ class Context:
     def input(self, name: str) -> Path:
         """Folder of a finished step that this one needs."""
         path = output_of(self.plan.step(name), self.settings)
-        if not path.is_dir():
-            raise StoreError(f"step {self.step.name!r} needs {name!r}, whose output {str(path)!r} is missing")
+        if not _complete(path):
+            raise StoreError(
+                f"step {self.step.name!r} needs {name!r}, whose output {str(path)!r} is missing or damaged"
+            )
         return path
 
     def inputs(self, kind: str) -> list[Path]:
@@ -54,12 +56,28 @@ def output_of(step: Step, settings: Settings) -> Path:
 def is_current(step: Step, settings: Settings) -> bool:
     """Whether the step's output is there; for ``publish``, whether that release is the current one."""
     folder = output_of(step, settings)
+    if not _complete(folder):
+        return False
     if step.kind != "publish":
-        return folder.is_dir()
+        return True
     try:
         note = json.loads((folder / RELEASE_NOTE).read_text(encoding="utf8"))
-        return bool(release.current(settings.releases, note["name"]).digest == note["digest"])
-    except (OSError, ValueError, KeyError, StoreError):
+        info = release.current(settings.releases, note["name"])
+        return bool(info.digest == note["digest"] and info.path.stat().st_size == note["bytes"])
+    except (OSError, ValueError, KeyError, TypeError, StoreError):
+        return False
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != INVENTORY)
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a step's output holds the files it was published with, each of its size."""
+    try:
+        return bool(json.loads((folder / INVENTORY).read_text(encoding="utf8")) == _sizes(folder))
+    except (OSError, ValueError):
         return False
 
 
@@ -82,10 +100,11 @@ def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> N
             return
         for left in settings.steps.glob(f"{WORK_PREFIX}{final.name}-*"):
             discard(left)
-        if step.kind == "publish":
-            discard(final)
+        # A release that is no longer the current one, or an output that somebody damaged.
+        discard(final)
         with atomic_dir(final) as work:
             STEPS[step.kind](Context(plan, step, settings, work, scratch, progress))
+            (work / INVENTORY).write_text(json.dumps(_sizes(work)), encoding="utf8")
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -80,7 +80,12 @@ class Plan:
     def shard_blocks(self, item: int) -> range:
         """The blocks that a shard asks for; a shorter corpus cuts them off."""
         size = self.config.analysis.shard_blocks
-        return range(item * size, min((item + 1) * size, self.config.analysis.blocks))
+        return range(item * size, min((item + 1) * size, analysed(self.config)))
+
+
+def analysed(config: BuildConfig) -> int:
+    """Blocks to summarise: no more than the corpus may have."""
+    return min(config.analysis.blocks, config.corpus.blocks)
 
 
 def make_plan(config: BuildConfig, settings: Settings) -> Plan:  # noqa: ARG001 - the machine decides nothing yet
@@ -169,17 +174,17 @@ class _Steps:
         self.add(
             "reference", "reference", ("tokens", "train", *shards), model=model, source=self.files.source
         )
-        parts = ("evaluate", "heads", *summaries, *dfa, "reference")
+        parts = ("tokens", "train", "evaluate", "heads", *summaries, *dfa, "reference")
         self.add("publish", "publish", parts, release=config.release_name, config=to_plain(config))
         return tuple(self.made.values())
 
     def _shards(self) -> tuple[str, ...]:
-        analysis = self.config.analysis
+        analysis, blocks = self.config.analysis, analysed(self.config)
         names = []
-        for item in range(-(-analysis.blocks // analysis.shard_blocks)):
+        for item in range(-(-blocks // analysis.shard_blocks)):
             name = f"shard-{item:04d}"
             start = item * analysis.shard_blocks
-            stop = min(start + analysis.shard_blocks, analysis.blocks)
+            stop = min(start + analysis.shard_blocks, blocks)
             self.add(name, "shard", ("tokens", "train"), item, blocks=[start, stop])
             names.append(name)
         return tuple(names)

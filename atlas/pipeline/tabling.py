@@ -12,7 +12,7 @@ from atlas.analysis.dfa import DFAPass, Kept, columns_of, dfa_share
 from atlas.analysis.shard import ShardPass, load_acts, load_moments
 from atlas.analysis.weights import decoder_share, fve, logit_effects, weight_statistics
 from atlas.corpus.tokens import load_tokenizer, vocabulary
-from atlas.pipeline.execute import RELEASE_NOTE, Context, output_of
+from atlas.pipeline.execute import RELEASE_NOTE, Context
 from atlas.pipeline.inputs import analysed_blocks, the_model, the_saes, the_text, write_columns, write_rows
 from atlas.sae.files import load_sae
 from atlas.sae.model import SAE
@@ -75,7 +75,7 @@ def dfa(context: Context) -> None:
     found = [(i, sae) for i, sae in enumerate(the_saes(context, model)) if _has_heads(sae)]
     parts = context.plan.of_kind("summarise")
     kept_tables = [
-        read_table(output_of(parts[i], context.settings) / "examples.parquet", "examples") for i, _ in found
+        read_table(context.input(parts[i].name) / "examples.parquet", "examples") for i, _ in found
     ]
     kept = [
         Kept(*(t[c].to_numpy().astype(np.int64) for c in ("feature", "block", "position")))
@@ -160,7 +160,7 @@ def _sae_row(sae: SAE, n_tokens: int) -> dict[str, Any]:
 
 def publish(context: Context) -> None:
     """Gather every table into the next version of the release and make it current."""
-    folders = [output_of(step, context.settings) for step in context.plan.steps if step.kind != "publish"]
+    folders = [context.input(name) for name in context.step.needs]
     parts = {name: sorted(p for f in folders for p in f.rglob(f"{name}.parquet")) for name in TABLES}
     context.progress.update(0, 1, "building the release")
     plan, meta = context.plan, the_text(context).meta
@@ -178,5 +178,6 @@ def publish(context: Context) -> None:
     }
     info = release.publish(context.settings.releases, plan.config.release_name, parts, provenance)
     note = {"name": info.name, "version": info.version, "digest": info.digest, "file": info.path.name}
+    note["bytes"] = info.path.stat().st_size
     (context.out / RELEASE_NOTE).write_text(json.dumps(note), encoding="utf8")
     context.progress.update(1, 1, f"{info.name} version {info.version}")

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from atlas.configs import RELEASE_NAME
 from atlas.errors import ConflictError, StoreError
 from atlas.store import atomic
-from atlas.store.build import build_file, read_provenance
+from atlas.store.build import build_file, read_manifest, read_provenance
 from atlas.store.parquet import check_schema
 from atlas.tables import table
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = RELEASE_NAME
 _FILE = re.compile(r"(?P<name>.+)-v(?P<version>\d{4,})\.duckdb")
 CURRENT = "current.json"
 
@@ -85,11 +86,19 @@ def publish(
         stamp = {"release": name, "release_version": str(version), "release_created": created}
         with atomic.scratch_dir(final) as work:
             digest = build_file(work / "release.duckdb", tables, provenance, stamp)
-            if pointer is not None and pointer.digest == digest and (folder / pointer.file).is_file():
+            if pointer is not None and pointer.digest == digest and _readable(folder / pointer.file):
                 return _info(folder, pointer, current=True)
             atomic.fsync_path(work / "release.duckdb")
             (work / "release.duckdb").replace(final)
         return _point_to(folder, _Pointer(final.name, version, digest, created))
+
+
+def _readable(path: Path) -> bool:
+    """Whether a release file is there and opens; a damaged one is published anew."""
+    try:
+        return path.is_file() and bool(read_manifest(path))
+    except StoreError:
+        return False
 
 
 def _point_to(folder: Path, pointer: _Pointer) -> ReleaseInfo:
@@ -156,13 +165,11 @@ def remove(releases_dir: Path, label: str, *, force: bool = False) -> ReleaseInf
     After a forced removal the newest version left becomes current. Raises StoreError for an unknown
     version, ConflictError for the current one without ``force``.
     """
-    found = list_releases(releases_dir)
-    match = next((r for r in found if r.label == label), None)
-    if match is None:
-        known = ", ".join(r.label for r in found) or "none"
-        raise StoreError(f"release {label!r} does not exist; existing: {known}")
-    folder = match.path.parent
+    folder = _find(list_releases(releases_dir), label).path.parent
     with atomic.lock(folder / ".lock"):
+        # Looked at again: another process may have published or removed meanwhile.
+        found = list_releases(releases_dir)
+        match = _find(found, label)
         if match.current and not force:
             raise ConflictError(f"release {label} is the current one; remove it with --force")
         if match.current:
@@ -177,6 +184,14 @@ def remove(releases_dir: Path, label: str, *, force: bool = False) -> ReleaseInf
     return match
 
 
+def _find(found: Sequence[ReleaseInfo], label: str) -> ReleaseInfo:
+    for info in found:
+        if info.label == label:
+            return info
+    known = ", ".join(r.label for r in found) or "none"
+    raise StoreError(f"release {label!r} does not exist; existing: {known}")
+
+
 def _files(folder: Path) -> list[tuple[int, Path]]:
     found = []
     for path in folder.glob(f"{folder.name}-v*.duckdb"):
@@ -189,7 +204,14 @@ def _files(folder: Path) -> list[tuple[int, Path]]:
 def _read_pointer(folder: Path) -> _Pointer | None:
     path = folder / CURRENT
     try:
-        return _Pointer(**json.loads(path.read_text("utf-8")))
+        pointer = _Pointer(**json.loads(path.read_text("utf-8")))
+        kinds = (str, int, str, str)
+        values = (pointer.file, pointer.version, pointer.digest, pointer.created)
+        if not all(isinstance(v, k) for v, k in zip(values, kinds, strict=True)):
+            raise ValueError("a value has another type than it should")
+        if not _FILE.fullmatch(pointer.file) or "/" in pointer.file:
+            raise ValueError(f"file {pointer.file!r} is no release file")
+        return pointer
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
