@@ -113,16 +113,17 @@ def with_flags(config: BuildConfig, flags: dict[str, str | int | float | None]) 
 
 def run_build(config: BuildConfig, *, dry_run: bool = False) -> None:
     """Plan and carry out a build here or, with a broker, through workers."""
-    from atlas.pipeline.execute import waiting_for
+    from atlas.pipeline.execute import current_steps, waiting_for
     from atlas.pipeline.plan import make_plan
     from atlas.store.release import current
 
     settings = load_settings()
     plan = make_plan(config, settings)
-    waiting = {step.name for step in waiting_for(plan, settings)}
+    waiting = waiting_for(plan, settings)
+    done = current_steps(plan, waiting)
     if dry_run:
         for step in plan.steps:
-            state = "to do" if step.name in waiting else "current"
+            state = "current" if step.name in done else "to do"
             click.echo(f"{state:8} {step.queue:4} {step.name:32} {step.digest[:16]}")
         return
     started = time.monotonic()
@@ -131,7 +132,6 @@ def run_build(config: BuildConfig, *, dry_run: bool = False) -> None:
     elif settings.broker_url is not None:
         from atlas.cli.worker import submit, wait
 
-        done = {step.name for step in plan.steps} - waiting
         wait(submit(plan, settings, current=done), settings)
     else:
         from atlas.cli.display import step_display

@@ -6,7 +6,7 @@ step. What a step saves on its way (a training checkpoint) lies beside, and goes
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,3 +120,8 @@ def waiting_for(plan: Plan, settings: Settings) -> list[Step]:
             todo.append(step)
             needed.update(step.needs)
     return todo[::-1]
+
+
+def current_steps(plan: Plan, waiting: Collection[Step]) -> set[str]:
+    """Names of the steps that need not run: their output, or everything made from it, is there."""
+    return {step.name for step in plan.steps} - {step.name for step in waiting}

@@ -10,7 +10,7 @@ from atlas.db.rows import RunRow
 from atlas.db.runs import create_run, load_run
 from atlas.db.schema import ensure_schema
 from atlas.errors import AtlasError, Cancelled, ConflictError
-from atlas.pipeline.execute import run_step, waiting_for
+from atlas.pipeline.execute import current_steps, run_step, waiting_for
 from atlas.pipeline.plan import Plan, Step
 from atlas.progress import Progress
 from atlas.settings import Settings
@@ -29,12 +29,6 @@ class _Both:
         self.second.update(done, total, message)
 
 
-def current_steps(plan: Plan, settings: Settings) -> set[str]:
-    """Names of the steps that need not run: their output, or everything made from it, is there."""
-    waiting = {step.name for step in waiting_for(plan, settings)}
-    return {step.name for step in plan.steps} - waiting
-
-
 def run_local(plan: Plan, settings: Settings, shown: Shown) -> RunRow | None:
     """Do what is not current. Returns the run, or None if everything is current.
 
@@ -48,7 +42,7 @@ def run_local(plan: Plan, settings: Settings, shown: Shown) -> RunRow | None:
     if not waiting:
         return None
     ensure_schema(settings)
-    run = create_run(settings, plan, executor="local", current=current_steps(plan, settings))
+    run = create_run(settings, plan, executor="local", current=current_steps(plan, waiting))
     owner = new_owner()
     for number, step in enumerate(waiting, 1):
         with shown(step, number, len(waiting)) as display:
