@@ -19,7 +19,13 @@ from typing import Any, TypeVar
 from atlas.errors import ConfigError, one_of
 from atlas.sites import KINDS
 
-ARCHITECTURES = ("topk", "relu")
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
+SPARSE_BY_K = ("topk", "batchtopk", "matryoshka")
+DEAD_FEATURES = ("auto", "auxk", "resample", "ghost", "none")
+NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm")
+DECODERS = ("unit", "clipped", "free")
+OBJECTIVES = ("mse", "scores", "pattern", "kl")
+PRECISIONS = ("float32", "bfloat16", "auto")
 PROCESSINGS = ("raw", "folded")
 RELEASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST = 10**12
@@ -90,37 +96,102 @@ class SitesConfig:
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """One kind of SAE; it is trained once at every site."""
+    """One kind of SAE; it is trained once at every site.
+
+    Coefficients and thresholds hold at inputs of mean squared norm d_in, to which every site is scaled
+    while it is trained.
+    """
 
     architecture: str = "topk"
-    """topk or relu."""
+    """topk, batchtopk, matryoshka (BatchTopK with nested prefixes), relu, jumprelu or gated."""
     expansion: int = 8
     """d_sae as a multiple of d_in, where d_sae is not given."""
     d_sae: int | None = None
     """Number of features."""
     k: int = 32
-    """TopK: features kept per token."""
-    aux_k: int = 64
-    """TopK: silent features that help to explain the error (AuxK); 0 for none."""
-    aux_coefficient: float = 1 / 32
-    """TopK: weight of the AuxK loss."""
+    """topk, batchtopk, matryoshka: features kept per token (batchtopk: on average)."""
+    prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
+    """matryoshka: the nested dictionaries, as fractions of d_sae; the last is 1."""
     l1_coefficient: float = 3.0
-    """ReLU: weight of the L1 penalty, at inputs of mean squared norm d_in and unit decoder rows."""
+    """relu, gated: weight of the L1 penalty."""
+    l0_coefficient: float = 0.3
+    """jumprelu: weight of the L0 penalty."""
+    threshold: float = 0.1
+    """jumprelu: threshold at the start."""
+    bandwidth: float = 0.1
+    """jumprelu: width of the kernel through which the threshold gets its gradient."""
+    sparsity_warmup: float = 0.05
+    """relu, gated, jumprelu: fraction of the steps over which the penalty rises to its full weight."""
+    decoder: str = "unit"
+    """unit: rows of norm 1; clipped: of norm 1 at most; free: any norm, with the penalty on activation
+    times norm, and rescaled to norm 1 when training ends."""
+    decoder_bias: bool = True
+    """Whether there is a b_dec; it starts at the mean activation."""
+    normalize_activations: str = "none"
+    """none, constant_norm_rescale (each token to norm sqrt(d_in)) or layer_norm."""
+    tied_start: bool = True
+    """Whether W_enc starts as the transpose of W_dec."""
+    dead_features: str = "auto"
+    """auxk, resample, ghost or none; auto is auxk for the architectures with k and none for the others."""
+    aux_k: int = 64
+    """auxk: dead features that help to explain the error, per token; 0 for none."""
+    aux_coefficient: float = 1 / 32
+    """auxk: weight of the AuxK loss."""
+    resample_tokens: int = 250_000
+    """resample: tokens between resamplings, the last at half of the training."""
+    objective: str = "mse"
+    """mse; or beside it, for q and k: scores or pattern (of attention); for any site: kl (of the logits)."""
+    objective_coefficient: float = 1.0
+    """Weight of the objective beside the squared error."""
+    mse_coefficient: float = 1.0
+    """Weight of the squared error."""
     lr: float = 2e-3
-    """Peak learning rate of Adam (betas 0.9, 0.999)."""
+    """Peak learning rate of Adam."""
+    beta1: float = 0.9
+    """Adam's decay of the mean gradient."""
+    beta2: float = 0.999
+    """Adam's decay of the mean squared gradient."""
     label: str | None = None
     """Distinguishes two SAEs of the same architecture and width in a release."""
 
     def __post_init__(self) -> None:
         one_of("architecture", self.architecture, ARCHITECTURES)
-        for name in ("expansion", "k", "lr"):
+        one_of("dead_features", self.dead_features, DEAD_FEATURES)
+        one_of("normalize_activations", self.normalize_activations, NORMALISATIONS)
+        one_of("decoder", self.decoder, DECODERS)
+        one_of("objective", self.objective, OBJECTIVES)
+        for name in ("expansion", "k", "lr", "threshold", "bandwidth", "resample_tokens"):
             _positive(f"sae {name}", getattr(self, name))
-        for name in ("aux_k", "aux_coefficient", "l1_coefficient"):
+        for name in ("aux_k", "aux_coefficient", "l1_coefficient", "l0_coefficient", "sparsity_warmup"):
             _at_least(f"sae {name}", getattr(self, name), 0)
+        for name in ("objective_coefficient", "mse_coefficient"):
+            _at_least(f"sae {name}", getattr(self, name), 0)
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ConfigError(f"sae {name} {value!r} is not allowed; it must be from 0 to below 1")
+        self._check_width()
+
+    def _check_width(self) -> None:
         if self.d_sae is not None:
             _positive("sae d_sae", self.d_sae)
-        if self.d_sae is not None and self.d_sae < self.k and self.architecture == "topk":
+        if self.has_k and self.d_sae is not None and self.d_sae < self.k:
             raise ConfigError(f"sae k {self.k} is more than d_sae {self.d_sae}")
+        rising = sorted(set(self.prefixes))
+        if not rising or list(self.prefixes) != rising or rising[0] <= 0 or rising[-1] != 1:
+            raise ConfigError(f"sae prefixes {self.prefixes} are not allowed; they rise from above 0 to 1")
+
+    @property
+    def has_k(self) -> bool:
+        """Whether the architecture keeps k features."""
+        return self.architecture in SPARSE_BY_K
+
+    @property
+    def revival(self) -> str:
+        """What is done for dead features: auxk, resample, ghost or none."""
+        if self.dead_features == "auto":
+            return "auxk" if self.has_k else "none"
+        return self.dead_features
 
     def width(self, d_in: int) -> int:
         """d_sae at a site of this width."""
@@ -156,14 +227,67 @@ class TrainConfig:
     """Optimiser steps between rows of the training log."""
     checkpoint_seconds: float = 30.0
     """Wall-clock time between checkpoints; it does not change the result."""
+    histogram_every: int = 10
+    """Logged rows between two histograms of feature density."""
+    watch: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    """Features whose strongest activation is logged over time."""
+    precision: str = "float32"
+    """Matrix products in float32 or bfloat16 (weights stay float32); auto is bfloat16 where it is fast."""
+    parts: int = 1
+    """Training steps that the sites are dealt out to, for several workers or GPUs."""
+    cache: bool = False
+    """Whether activations are written to disk first; sweeps and repeated runs then read them."""
+    activation_dtype: str = "float32"
+    """float32, float16 or bfloat16: what activations are rounded to before training, and cached as."""
+    cache_gb: float = 50.0
+    """Most gigabytes that the cache may take."""
     seed: int = 0
     """Seed of initial weights and of the order of the text."""
 
     def __post_init__(self) -> None:
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("activation_dtype", self.activation_dtype, ("float32", "float16", "bfloat16"))
+        for feature in self.watch:
+            _at_least("train watch", feature, 0)
         for name in ("tokens", "batch", "chunk_batches", "dead_window", "log_every"):
+            _positive(f"train {name}", getattr(self, name))
+        for name in ("histogram_every", "parts", "cache_gb"):
             _positive(f"train {name}", getattr(self, name))
         for name in ("seed", "warmup", "decay", "checkpoint_seconds"):
             _at_least(f"train {name}", getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Which features are taken out after training (seed 003's three criteria)."""
+
+    max_activation: float = 1.0
+    """Features that never fire as strongly, at inputs of mean squared norm d_in, are pruned."""
+    decoder_norm: float = 0.99
+    """Features whose decoder row is shorter are pruned (means something for decoder = clipped)."""
+    firing_rate: float = 1e-6
+    """Features that fire more rarely are pruned."""
+    tokens: int = 500_000
+    """Training tokens over which activations and rates are measured."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_activation", "decoder_norm", "firing_rate"):
+            _at_least(f"prune {name}", getattr(self, name), 0)
+        _positive("prune tokens", self.tokens)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Training after training, against feature suppression: the encoder is frozen, the loss is MSE alone."""
+
+    tokens: int = 500_000
+    """Tokens to finetune on."""
+    lr: float = 5e-4
+    """Peak learning rate of Adam."""
+
+    def __post_init__(self) -> None:
+        _positive("finetune tokens", self.tokens)
+        _positive("finetune lr", self.lr)
 
 
 @dataclass(frozen=True)
@@ -204,13 +328,17 @@ class BuildConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     sites: SitesConfig = field(default_factory=SitesConfig)
     sae: tuple[SAEConfig, ...] = (SAEConfig(),)
+    imports: tuple[str, ...] = ()
+    """Names of imported SAEs (see ``atlas import``) that join the trained ones."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    prune: PruneConfig | None = None
+    finetune: FinetuneConfig | None = None
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
 
     def __post_init__(self) -> None:
-        if not self.sae:
-            raise ConfigError("no [[sae]] is given; at least one is needed")
+        if not self.sae and not self.imports:
+            raise ConfigError("no [[sae]] and no import is given; at least one is needed")
         if self.corpus.blocks <= self.evaluation.blocks:
             raise ConfigError(
                 f"evaluation blocks {self.evaluation.blocks} leave nothing to train on: "

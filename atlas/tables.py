@@ -19,13 +19,17 @@ SOURCES = pa.list_(pa.struct([("head", I16), ("source", I16), ("contribution", F
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name, Arrow type, meaning, unit (empty where it has none), and whether it may be NULL."""
+    """A column: its name, Arrow type, meaning, unit (empty where it has none), and whether it may be NULL.
+
+    A volatile column (a speed) differs from run to run; it is left out of the digests of releases.
+    """
 
     name: str
     type: pa.DataType
     meaning: str
     unit: str = ""
     nullable: bool = False
+    volatile: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,14 @@ class Table:
         """The Arrow schema, in the declared column order."""
         return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
 
+    @property
+    def lasting(self) -> pa.Schema:
+        """The schema without volatile columns: what a digest covers."""
+        return pa.schema([pa.field(c.name, c.type) for c in self.columns if not c.volatile])
 
+
+# One line per column reads better here than the formatter's one line per argument.
+# fmt: off
 C = Column
 _SAE = C("sae", STR, "the SAE, unique in a release")
 _FEATURE = C("feature", I32, "index of the feature in its SAE")
@@ -53,9 +64,22 @@ _BLOCK = C("block", I32, "row of the token store (see docs)")
 _POSITION = C("position", I16, "position in the block; 0 is BOS", "tokens")
 _RANK = C("rank", I16, "order within the group, from 0")
 _TOKEN = C("token", I32, "token id (see vocab)")
+_QUALITY = (
+    C("l0", F64, "mean number of active features per token"),
+    C("mse", F64, "squared error per token and dimension"),
+    C("variance_explained", F64, "1 - sum ||x - x^||^2 / sum ||x - mean(x)||^2"),
+    C("cosine", F64, "mean cosine of x and x^"), C("l2_ratio", F64, "mean ||x^|| / ||x||"),
+    C("ce_clean", F64, "cross-entropy of the model as it is", "nats"),
+    C("ce_spliced", F64, "cross-entropy with the site replaced by x^", "nats"),
+    C("ce_zero", F64, "cross-entropy with the site set to zero", "nats"),
+    C("ce_mean", F64, "cross-entropy with the site set to its mean", "nats"),
+    C("ce_recovered", F64, "(ce_zero - ce_spliced) / (ce_zero - ce_clean)"),
+    C("ce_recovered_mean", F64, "(ce_mean - ce_spliced) / (ce_mean - ce_clean)"),
+    C("kl", F64, "mean KL(p_clean || p_spliced)", "nats"),
+    C("alive", I32, "features that fire in the evaluation tokens"),
+    C("dead", I32, "features that do not"), C("n_tokens", I64, "evaluated tokens", "tokens"),
+)
 
-# One line per column reads better here than the formatter's one line per argument.
-# fmt: off
 _DECLARED = (
     Table("models", "model", (
         _MODEL,
@@ -79,40 +103,68 @@ _DECLARED = (
         _SAE, _MODEL, C("site", STR, "z q k v resid_pre attn_out mlp_out"), _LAYER,
         C("head", I16, "the head of a single-head site; NULL for a whole layer", nullable=True),
         C("d_in", I32, "length of an activation"), C("d_sae", I32, "number of features"),
-        C("architecture", STR, "topk or relu"),
-        C("k", I32, "TopK: features kept per token", nullable=True),
-        C("l1_coefficient", F64, "ReLU: weight of the L1 penalty", nullable=True),
+        C("architecture", STR, "topk, batchtopk, matryoshka, relu, jumprelu or gated"),
+        C("k", I32, "features kept per token, where the architecture keeps k", nullable=True),
+        C("l1_coefficient", F64, "weight of the sparsity penalty, where there is one", nullable=True),
+        C("normalize_activations", STR, "none, constant_norm_rescale or layer_norm"),
         C("processing", STR, "raw or folded weights"),
         C("include_bos", BOOL, "whether statistics count position 0"),
         C("tokens_trained", I64, "training tokens", "tokens"), C("corpus", STR, "the training corpus"),
         C("n_tokens", I64, "tokens summarised in this release", "tokens"),
         C("seed", I64, "the SAE's seed"), C("origin", STR, "trained, or imported from where"),
+        C("settings", STR, "JSON: every setting of its training, as far as is known"),
         C("digest", STR, "SHA-256 of the SAE's tensors"), C("code_version", STR, "version that made it"),
     ), ("sae",)),
     Table("sae_metrics", "SAE x split", (
-        _SAE, C("split", STR, "eval (without position 0) or eval_with_bos"),
-        C("l0", F64, "mean number of active features per token"),
-        C("mse", F64, "squared error per token and dimension"),
-        C("variance_explained", F64, "1 - sum ||x - x^||^2 / sum ||x - mean(x)||^2"),
-        C("cosine", F64, "mean cosine of x and x^"), C("l2_ratio", F64, "mean ||x^|| / ||x||"),
-        C("ce_clean", F64, "cross-entropy of the model as it is", "nats"),
-        C("ce_spliced", F64, "cross-entropy with the site replaced by x^", "nats"),
-        C("ce_zero", F64, "cross-entropy with the site set to zero", "nats"),
-        C("ce_mean", F64, "cross-entropy with the site set to its mean", "nats"),
-        C("ce_recovered", F64, "(ce_zero - ce_spliced) / (ce_zero - ce_clean)"),
-        C("ce_recovered_mean", F64, "(ce_mean - ce_spliced) / (ce_mean - ce_clean)"),
-        C("kl", F64, "mean KL(p_clean || p_spliced)", "nats"),
-        C("alive", I32, "features that fire in the evaluation tokens"),
-        C("dead", I32, "features that do not"), C("n_tokens", I64, "evaluated tokens", "tokens"),
+        _SAE, C("split", STR, "eval (without position 0) or eval_with_bos"), *_QUALITY,
+        C("partner", STR, "q and k: the SAE of the other side that pattern_* use; NULL: that side as the "
+          "model computed it", nullable=True),
+        C("pattern_kl", F64, "q and k: mean KL(pattern || rebuilt pattern) per query", "nats", nullable=True),
+        C("pattern_top1", F64, "q and k: share of queries whose strongest source is the same", nullable=True),
+        C("score_correlation", F64, "q and k: Pearson correlation of the attention scores and the rebuilt "
+          "ones, each query's mean taken out", nullable=True),
+        C("ce_pattern", F64, "q and k: cross-entropy with the head's pattern rebuilt", "nats", nullable=True),
+        C("ce_pattern_recovered", F64, "q and k: (ce_zero - ce_pattern) / (ce_zero - ce_clean), ce_zero with "
+          "both sides zero where both are rebuilt", nullable=True),
     ), ("sae", "split")),
+    Table("sae_stages", "SAE x stage x split, where SAEs were pruned or finetuned", (
+        _SAE, C("stage", STR, "trained, pruned or finetuned; the last one is what every other table is about"),
+        C("split", STR, "eval or eval_with_bos"), *_QUALITY,
+    ), ("sae", "stage", "split")),
+    Table("pruning", "pruned SAE", (
+        _SAE, C("n_features", I32, "features before pruning"),
+        C("n_weak", I32, "never fire as strongly as the limit"),
+        C("n_short", I32, "decoder row shorter than the limit"),
+        C("n_rare", I32, "fire more rarely than the limit"),
+        C("n_weak_short", I32, "weak and short"), C("n_weak_rare", I32, "weak and rare"),
+        C("n_short_rare", I32, "short and rare"), C("n_all_three", I32, "weak, short and rare"),
+        C("n_pruned", I32, "any of the three"),
+        C("max_activation_limit", F64, "limit of weak, at inputs of mean squared norm d_in"),
+        C("decoder_norm_limit", F64, "limit of short"), C("firing_rate_limit", F64, "limit of rare"),
+        C("n_tokens", I64, "tokens over which they were measured", "tokens"),
+    ), ("sae",)),
     Table("training_log", "SAE x logged step", (
         _SAE, C("step", I32, "optimiser steps taken"), C("tokens", I64, "tokens seen", "tokens"),
         C("loss", F64, "what the optimiser minimised"), C("mse_loss", F64, "squared error summed over d_in"),
-        C("sparsity_loss", F64, "L1 penalty times its coefficient; 0 for TopK"),
-        C("aux_loss", F64, "AuxK term; 0 where there is none"), C("l0", F64, "active features per token"),
+        C("sparsity_loss", F64, "sparsity penalty times its coefficient; 0 where k features are kept"),
+        C("aux_loss", F64, "auxiliary term (AuxK, ghost gradients, a gated SAE's gate); 0 where there is none"),
+        C("objective_loss", F64, "term of attention scores, pattern or logits; 0 where there is none"),
+        C("l0", F64, "active features per token"),
         C("variance_explained", F64, "of the step's batch"),
         C("dead_fraction", F64, "features silent for the dead window"), C("lr", F64, "learning rate"),
+        C("tokens_per_second", F64, "rate of the whole training step since the last row", "tokens/s",
+          nullable=True, volatile=True),
     ), ("sae", "step")),
+    Table("training_density", "SAE x logged step x bin of firing rate (log10, 0.25 wide)", (
+        _SAE, C("step", I32, "optimiser steps taken"),
+        C("low", F32, "lower edge of log10(firing rate); NULL for features that never fired", nullable=True),
+        C("bin", I16, "-1: never fired since the last histogram; from 0 at 1e-7"),
+        C("n", I32, "features"),
+    ), ("sae", "step", "bin")),
+    Table("training_watched", "SAE x logged step x watched feature", (
+        _SAE, C("step", I32, "optimiser steps taken"), _FEATURE,
+        C("max_activation", F32, "strongest activation in the step's batch, in the model's units"),
+    ), ("sae", "step", "feature")),
     Table("features", "SAE x feature", (
         _SAE, _FEATURE, C("n_active", I64, "tokens on which it fires", "tokens"),
         C("density", F64, "n_active / evaluated tokens"),
@@ -123,6 +175,7 @@ _DECLARED = (
         C("decoder_norm", F32, "norm of its decoder direction"),
         C("encoder_decoder_cosine", F32, "cosine between the two"), C("bias", F32, "b_enc"),
         C("alive", BOOL, "fires at least once in the summarised tokens"),
+        C("pruned", I8, "why it was pruned, as bits: 1 weak, 2 short decoder row, 4 rare; 0 if it was not"),
         C("top_head", I16, "z: the head of largest decoder share", nullable=True),
         C("logit_mean", F32, "mean logit effect", nullable=True),
         C("logit_std", F32, "population standard deviation of the logit effects", nullable=True),

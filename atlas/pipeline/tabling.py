@@ -53,7 +53,7 @@ def summarise(context: Context) -> None:
     if effects:
         write_columns(context.out, "logit_effects", name | effects)
     nothing: dict[str, Any] = dict.fromkeys(("logit_mean", "logit_std", "logit_skew", "logit_kurtosis"))
-    statistics = summaries.feature_statistics(acts, text) | weight_statistics(sae)
+    statistics = summaries.feature_statistics(acts, text) | weight_statistics(sae) | {"pruned": 0}
     top_head = _top_head(sae, model.shape.n_heads)
     write_columns(context.out, "features", name | statistics | {"top_head": top_head} | (nothing | moments))
     context.progress.update(3, 3)
@@ -146,6 +146,7 @@ def _sae_row(sae: SAE, n_tokens: int) -> dict[str, Any]:
         "architecture": info.architecture,
         "k": info.k,
         "l1_coefficient": info.l1_coefficient,
+        "normalize_activations": info.normalize_activations,
         "processing": info.processing,
         "include_bos": False,
         "tokens_trained": info.tokens_trained,
@@ -153,6 +154,7 @@ def _sae_row(sae: SAE, n_tokens: int) -> dict[str, Any]:
         "n_tokens": n_tokens,
         "seed": info.seed,
         "origin": info.origin,
+        "settings": info.settings,
         "digest": sae.digest(),
         "code_version": info.code_version,
     }

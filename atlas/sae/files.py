@@ -13,13 +13,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from atlas.configs import NORMALISATIONS
 from atlas.errors import AtlasError, SAEError, StoreError, one_of
-from atlas.sae.model import SAE, SAEInfo
+from atlas.sae.model import ACTIVATIONS, SAE, SAEInfo
 from atlas.sites import Site
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-_SAELENS_NAMES = {"relu": "standard", "topk": "topk"}
-_TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
+SAELENS_NAMES = {
+    "relu": "standard",
+    "topk": "topk",
+    "batchtopk": "jumprelu",
+    "matryoshka": "jumprelu",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+}
 
 
 def write_tensors(
@@ -35,7 +42,10 @@ def write_tensors(
 def save_sae(sae: SAE, folder: Path) -> None:
     """Write the SAE into ``folder``, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, {name: getattr(sae, name).detach().float() for name in _TENSORS})
+    tensors = {name: t.detach().float() for name, t in sae.tensors().items()}
+    if sae.activation == "gated":
+        tensors["b_mag"] = tensors.pop("b_enc")
+    write_tensors(folder / WEIGHTS, tensors)
     (folder / CONFIG).write_text(json.dumps(_config(sae), indent=2), encoding="utf8")
 
 
@@ -43,13 +53,13 @@ def _config(sae: SAE) -> dict[str, Any]:
     info = sae.info
     known = asdict(info) | {"site": info.site.name}
     config: dict[str, Any] = {
-        "architecture": _SAELENS_NAMES[info.architecture],
+        "architecture": SAELENS_NAMES[info.architecture],
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
+        "apply_b_dec_to_input": info.apply_b_dec_to_input,
+        "normalize_activations": info.normalize_activations,
         "reshape_activations": "hook_z" if info.site.kind == "z" and info.site.head is None else "none",
         "metadata": {
             "sae_lens_version": "6.0.0",
@@ -61,8 +71,9 @@ def _config(sae: SAE) -> dict[str, Any]:
             "head_atlas": known,
         },
     }
-    if info.k is not None:
+    if sae.activation == "topk":
         config["k"] = info.k
+        config["rescale_acts_by_decoder_norm"] = info.rescale_acts_by_decoder_norm
     return config
 
 
@@ -77,18 +88,29 @@ def load_sae(folder: Path) -> SAE:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise SAEError(f"SAE in {str(folder)!r} cannot be read: {str(error).splitlines()[0]}") from None
-    missing = [name for name in _TENSORS if name not in tensors]
-    if missing:
-        raise SAEError(f"SAE in {str(folder)!r} lacks the tensors {', '.join(missing)}")
     info, d_in, d_sae = _read_config(folder, config)
-    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    return sae_of(f"SAE in {str(folder)!r}", info, tensors, d_in, d_sae)
+
+
+def sae_of(where: str, info: SAEInfo, tensors: Mapping[str, torch.Tensor], d_in: int, d_sae: int) -> SAE:
+    """An SAE from tensors under SAELens's names, which must be there, have their shapes and be finite.
+
+    Raises:
+        SAEError: naming ``where`` and the tensor.
+    """
+    activation = ACTIVATIONS[info.architecture]
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    extra = {"gated": ("b_gate", "r_mag", "b_mag"), "jumprelu": ("b_enc", "threshold")}
+    shapes |= dict.fromkeys(extra.get(activation, ("b_enc",)), (d_sae,))
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise SAEError(f"{where} lacks the tensors {', '.join(missing)}")
     for name, shape in shapes.items():
         found = tuple(tensors[name].shape)
         if found != shape:
-            raise SAEError(
-                f"SAE in {str(folder)!r}: {name} has shape {found}; {CONFIG} says d_in {d_in}, d_sae {d_sae}"
-            )
-    return SAE(info, *(tensors[name].to(torch.float32) for name in _TENSORS))
+            raise SAEError(f"{where}: {name} has shape {found}; {CONFIG} says d_in {d_in}, d_sae {d_sae}")
+    kept = {("b_enc" if n == "b_mag" else n): tensors[n].to(torch.float32) for n in shapes}
+    return SAE(info, **kept)
 
 
 def _read_config(folder: Path, config: Any) -> tuple[SAEInfo, int, int]:
@@ -99,7 +121,8 @@ def _read_config(folder: Path, config: Any) -> tuple[SAEInfo, int, int]:
         if set(known) != {f.name for f in fields(SAEInfo)}:
             raise KeyError("head_atlas")
         site, architecture, k = Site.parse(known["site"]), known["architecture"], known["k"]
-        one_of("architecture", architecture, _SAELENS_NAMES, SAEError)
+        one_of("architecture", architecture, SAELENS_NAMES, SAEError)
+        one_of("normalize_activations", known["normalize_activations"], NORMALISATIONS, SAEError)
     except (KeyError, TypeError, AttributeError):
         raise SAEError(f"{where}: {CONFIG} lacks what Head Atlas writes in metadata.head_atlas") from None
     except AtlasError as error:

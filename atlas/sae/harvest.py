@@ -3,19 +3,20 @@
 The text is read in chunks. Chunk c takes its blocks from a seeded permutation of the training blocks
 (a new one for each time through), drops position 0, and puts its tokens in an order that depends on the
 seed and c alone. So the state of the stream is one number, and a resumed run reads what an undisturbed
-run would have read.
+run would have read. Activations are rounded to the stream's dtype, whether they come from the model or from
+a cache, so that both train the same SAE.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from atlas.corpus.tokens import TokenStore
-from atlas.errors import CorpusError
+from atlas.errors import CorpusError, SAEError
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
 from atlas.sites import Site
@@ -30,6 +31,7 @@ class Stream(NamedTuple):
     held_out: int
     chunk_tokens: int
     seed: int
+    dtype: str = "float32"
 
     @property
     def n_train(self) -> int:
@@ -64,20 +66,61 @@ class Stream(NamedTuple):
         return np.random.default_rng([self.seed, 2, chunk]).permutation(n)[: self.chunk_tokens]
 
 
-def harvest_chunk(
-    model: LanguageModel, stream: Stream, sites: Sequence[Site], chunk: int
-) -> dict[Site, Float[Tensor, "chunk_tokens d_in"]]:
-    """The shuffled activations of one chunk at every site."""
-    numbers = stream.block_numbers(chunk)
-    n = len(numbers) * (stream.store.meta.context - 1)
-    order = torch.from_numpy(stream.token_order(chunk)).to(model.device)
-    whole: dict[Site, Tensor] = {}
-    done = 0
-    for start in range(0, len(numbers), BATCH_BLOCKS):
-        tokens = torch.from_numpy(stream.store.blocks(numbers[start : start + BATCH_BLOCKS])).to(model.device)
-        activations, _ = capture(model, tokens, sites)
-        for site, values in activations.items():
-            rows = values[:, 1:].reshape(-1, values.shape[-1]).float()
-            whole.setdefault(site, rows.new_empty(n, rows.shape[1]))[done : done + len(rows)] = rows
-        done += tokens.numel() - len(tokens)
-    return {site: values[order] for site, values in whole.items()}
+class Chunk(NamedTuple):
+    """The blocks of one chunk, in the order in which they are read, with their activations."""
+
+    tokens: Int[Tensor, "blocks pos"]
+    activations: dict[Site, Float[Tensor, "blocks pos d_in"]]
+
+    def rows(self, site: Site) -> Float[Tensor, "n d_in"]:
+        """The activations of a site without position 0, token after token."""
+        x = self.activations[site][:, 1:]
+        return x.reshape(-1, x.shape[-1])
+
+
+class Source(Protocol):
+    """Where chunks come from: the model, or a cache."""
+
+    def chunk(self, number: int) -> Chunk:
+        """The chunk of that number."""
+        ...
+
+
+class Harvest:
+    """Chunks made by running the model: one pass per batch of blocks feeds every site."""
+
+    def __init__(self, model: LanguageModel, stream: Stream, sites: Sequence[Site]) -> None:
+        self.model, self.stream, self.sites = model, stream, tuple(dict.fromkeys(sites))
+
+    def chunk(self, number: int) -> Chunk:
+        """The chunk of that number."""
+        return self.blocks(self.stream.block_numbers(number))
+
+    def blocks(self, numbers: np.ndarray) -> Chunk:
+        """The blocks of these numbers."""
+        tokens = torch.from_numpy(self.stream.store.blocks(numbers)).to(self.model.device)
+        whole: dict[Site, Tensor] = {}
+        for start in range(0, len(numbers), BATCH_BLOCKS):
+            batch = tokens[start : start + BATCH_BLOCKS]
+            activations, _ = capture(self.model, batch, self.sites)
+            for site, values in activations.items():
+                out = whole.setdefault(site, values.new_empty(*tokens.shape, values.shape[-1]))
+                out[start : start + len(batch)] = rounded(values, self.stream.dtype)
+        return Chunk(tokens, whole)
+
+
+def rounded(x: Tensor, dtype: str) -> Tensor:
+    """The values as float32 after rounding to ``dtype``.
+
+    Raises:
+        SAEError: an activation does not fit into float16.
+
+    >>> rounded(torch.tensor([1.0001]), "bfloat16").item()
+    1.0
+    """
+    if dtype == "float32":
+        return x.float()
+    out = x.to(getattr(torch, dtype)).float()
+    if dtype == "float16" and not torch.isfinite(out).all():
+        raise SAEError(f"activation {x.abs().max().item():g} does not fit into float16; use bfloat16")
+    return out

@@ -2,11 +2,22 @@
 
     pre = (x - b_dec) W_enc + b_enc      f = act(pre)      x^ = f W_dec + b_dec
 
-act is ReLU, or TopK: the k largest pre-activations (ties to the lower index), then ReLU.
+with x normalised first where the SAE says so. act is
+
+    relu       max(pre, 0)
+    topk       the k largest pre-activations (ties to the lower index), then ReLU
+    jumprelu   pre where pre > threshold, strictly; BatchTopK and Matryoshka SAEs are used like this too
+    gated      relu((x - b_dec) W_enc exp(r_mag) + b_enc) where (x - b_dec) W_enc + b_gate > 0
+
+An SAE whose ``apply_b_dec_to_input`` is false leaves out "- b_dec"; one with
+``rescale_acts_by_decoder_norm`` multiplies pre-activations by the norm of the feature's decoder row and
+divides the row by it. Both occur in other people's files; everything here goes through the directions and
+offsets that follow from them.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -14,8 +25,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from atlas.errors import SAEError
+from atlas.sae.normalise import Scale, normalise, scale_of
 from atlas.sae.topk import top_k
 from atlas.sites import Site
+
+ACTIVATIONS = {
+    "relu": "relu",
+    "topk": "topk",
+    "batchtopk": "jumprelu",
+    "matryoshka": "jumprelu",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+}
+"""Each architecture and the activation function it is used with once it is trained."""
+
+_NEEDED = {"relu": (), "topk": (), "jumprelu": ("threshold",), "gated": ("b_gate", "r_mag")}
 
 
 class Active(NamedTuple):
@@ -43,28 +67,46 @@ class SAEInfo:
     seed: int
     origin: str
     code_version: str
+    normalize_activations: str = "none"
+    apply_b_dec_to_input: bool = True
+    rescale_acts_by_decoder_norm: bool = False
+    settings: str = "{}"
+    """JSON: how it was trained, as far as is known."""
 
 
 @dataclass(frozen=True)
 class SAE:
-    """Encoder and decoder of one site."""
+    """Encoder and decoder of one site; ``b_enc`` of a gated SAE is the published ``b_mag``."""
 
     info: SAEInfo
     W_enc: Float[Tensor, "d_in d_sae"]
     b_enc: Float[Tensor, " d_sae"]
     W_dec: Float[Tensor, "d_sae d_in"]
     b_dec: Float[Tensor, " d_in"]
+    threshold: Float[Tensor, " d_sae"] | None = None
+    b_gate: Float[Tensor, " d_sae"] | None = None
+    r_mag: Float[Tensor, " d_sae"] | None = None
 
     def __post_init__(self) -> None:
         d_in, d_sae = self.W_enc.shape
-        shapes = {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-        for name, shape in shapes.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                raise SAEError(f"SAE {self.info.name!r}: {name} has shape {found}; W_enc asks for {shape}")
-        for name in ("W_enc", *shapes):
-            if not torch.isfinite(getattr(self, name)).all():
+        shapes = dict.fromkeys(("b_enc", "threshold", "b_gate", "r_mag"), (d_sae,))
+        shapes |= {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+        for name, tensor in self.tensors().items():
+            if tuple(tensor.shape) != shapes[name]:
+                raise SAEError(
+                    f"SAE {self.info.name!r}: {name} has shape {tuple(tensor.shape)}; "
+                    f"W_enc asks for {shapes[name]}"
+                )
+            if not torch.isfinite(tensor).all():
                 raise SAEError(f"SAE {self.info.name!r}: {name} holds NaN or infinity")
+        missing = [name for name in _NEEDED[self.activation] if getattr(self, name) is None]
+        if missing:
+            raise SAEError(f"SAE {self.info.name!r} is {self.info.architecture} and lacks {missing[0]}")
+
+    @property
+    def activation(self) -> str:
+        """relu, topk, jumprelu or gated."""
+        return ACTIVATIONS[self.info.architecture]
 
     @property
     def d_in(self) -> int:
@@ -76,45 +118,93 @@ class SAE:
         """Number of features."""
         return self.W_enc.shape[1]
 
-    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors it has, by name."""
+        names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_gate", "r_mag")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @cached_property
+    def _gain(self) -> Float[Tensor, " d_sae"] | None:
+        """What multiplies a feature's pre-activation beside W_enc."""
+        gain = None if self.r_mag is None else self.r_mag.exp()
+        if self.info.rescale_acts_by_decoder_norm:
+            norm = self.W_dec.norm(dim=1)
+            gain = norm if gain is None else gain * norm
+        return gain
+
+    @cached_property
+    def encoder_directions(self) -> Float[Tensor, "d_in d_sae"]:
+        """W so that the pre-activation (of a gated SAE, its magnitude path) is x W + ``bias_term``."""
+        return self.W_enc if self._gain is None else self.W_enc * self._gain
+
+    @cached_property
     def bias_term(self) -> Float[Tensor, " d_sae"]:
-        """What the pre-activation holds beside x . W_enc: b_enc - b_dec . W_enc."""
-        return self.b_enc - self.b_dec @ self.W_enc
+        """What the pre-activation holds beside x W: b_enc, minus b_dec W where b_dec is subtracted."""
+        bias = self.b_enc
+        if self.info.rescale_acts_by_decoder_norm:
+            bias = bias * self.W_dec.norm(dim=1)
+        return bias - self.b_dec @ self.encoder_directions if self.info.apply_b_dec_to_input else bias
+
+    @cached_property
+    def decoder_directions(self) -> Float[Tensor, "d_sae d_in"]:
+        """What one unit of a feature adds to the (normalised) reconstruction."""
+        if not self.info.rescale_acts_by_decoder_norm:
+            return self.W_dec
+        return self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+    def scale(self, x: Float[Tensor, "n d_in"]) -> Scale | None:
+        """How each token is normalised; None for an SAE that reads activations as they are."""
+        return scale_of(x, self.info.normalize_activations)
 
     def preactivations(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        """x W_enc plus the bias term."""
-        return torch.addmm(self.bias_term, x, self.W_enc)
+        """x W plus the bias term, x normalised."""
+        return torch.addmm(self.bias_term, normalise(x, self.scale(x)), self.encoder_directions)
 
     def active(self, x: Float[Tensor, "n d_in"]) -> Active:
         """The features that fire, as (row, feature, value) triples."""
         pre = self.preactivations(x)
-        if self.info.k is None:
-            row, feature = (pre > 0).nonzero(as_tuple=True)
-            return Active(row, feature, pre[row, feature])
-        values, index = top_k(pre, self.info.k)
-        row, slot = (values > 0).nonzero(as_tuple=True)
-        return Active(row, index[row, slot], values[row, slot])
+        if self.activation == "topk":
+            values, index = top_k(pre, min(self.info.k or self.d_sae, self.d_sae))
+            row, slot = (values > 0).nonzero(as_tuple=True)
+            return Active(row, index[row, slot], values[row, slot])
+        fires = pre > 0
+        if self.threshold is not None:
+            fires &= pre > self.threshold
+        if self.b_gate is not None:
+            fires &= self._gate(x) > 0
+        row, feature = fires.nonzero(as_tuple=True)
+        return Active(row, feature, pre[row, feature])
+
+    def _gate(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
+        bias = self.b_gate
+        if self.info.apply_b_dec_to_input:
+            bias = bias - self.b_dec @ self.W_enc
+        return torch.addmm(bias, normalise(x, self.scale(x)), self.W_enc)
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
         """Feature activations, dense."""
         row, feature, value = self.active(x)
         return x.new_zeros(len(x), self.d_sae).index_put((row, feature), value)
 
-    def decode(self, feature_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_in"]:
-        """The reconstruction of dense feature activations."""
-        return torch.addmm(self.b_dec, feature_acts, self.W_dec)
+    def decode(
+        self, feature_acts: Float[Tensor, "n d_sae"], scale: Scale | None = None
+    ) -> Float[Tensor, "n d_in"]:
+        """The reconstruction of dense feature activations, in the model's scale if ``scale`` is given."""
+        out = torch.addmm(self.b_dec, feature_acts, self.decoder_directions)
+        return out if scale is None else scale.undo(out)
 
     def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """x^, in the shape of x."""
-        return self.decode(self.encode(x.reshape(-1, self.d_in))).reshape(x.shape)
+        rows = x.reshape(-1, self.d_in)
+        return self.decode(self.encode(rows), self.scale(rows)).reshape(x.shape)
 
     def to(self, device: torch.device) -> "SAE":
         """The same SAE on another device."""
-        return SAE(self.info, *(t.to(device) for t in (self.W_enc, self.b_enc, self.W_dec, self.b_dec)))
+        return replace(self, **{name: t.to(device) for name, t in self.tensors().items()})
 
     def digest(self) -> str:
         """SHA-256 of the tensors, as float32 in a fixed order."""
         total = hashlib.sha256()
-        for tensor in (self.W_enc, self.b_enc, self.W_dec, self.b_dec):
+        for tensor in self.tensors().values():
             total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()

@@ -141,7 +141,7 @@ def _build_table(
 
 def _verify(connection: duckdb.DuckDBPyConnection, declared: Table) -> tuple[int, str]:
     """Read the stored table back: is it sorted and unique, how many rows, which digest."""
-    content, order = ContentDigest(declared.schema), KeyOrder(declared)
+    content, order = ContentDigest(declared.lasting), KeyOrder(declared)
     reader = connection.sql(f"SELECT * FROM {declared.name}").to_arrow_reader(_BATCH)  # noqa: S608
     for batch in reader:
         rows = conform(batch, declared)
