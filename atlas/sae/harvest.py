@@ -8,7 +8,7 @@ a cache, so that both train the same SAE.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ class Chunk(NamedTuple):
         return x.reshape(-1, x.shape[-1])
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where chunks come from: the model, or a cache."""
 

@@ -16,7 +16,8 @@ offsets that follow from them.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -89,7 +90,9 @@ class SAE:
 
     def __post_init__(self) -> None:
         d_in, d_sae = self.W_enc.shape
-        shapes = dict.fromkeys(("b_enc", "threshold", "b_gate", "r_mag"), (d_sae,))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+            ("b_enc", "threshold", "b_gate", "r_mag"), (d_sae,)
+        )
         shapes |= {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         for name, tensor in self.tensors().items():
             if tuple(tensor.shape) != shapes[name]:
@@ -171,12 +174,11 @@ class SAE:
         if self.threshold is not None:
             fires &= pre > self.threshold
         if self.b_gate is not None:
-            fires &= self._gate(x) > 0
+            fires &= self._gate(x, self.b_gate) > 0
         row, feature = fires.nonzero(as_tuple=True)
         return Active(row, feature, pre[row, feature])
 
-    def _gate(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        bias = self.b_gate
+    def _gate(self, x: Float[Tensor, "n d_in"], bias: Float[Tensor, " d_sae"]) -> Float[Tensor, "n d_sae"]:
         if self.info.apply_b_dec_to_input:
             bias = bias - self.b_dec @ self.W_enc
         return torch.addmm(bias, normalise(x, self.scale(x)), self.W_enc)
@@ -200,7 +202,11 @@ class SAE:
 
     def to(self, device: torch.device) -> "SAE":
         """The same SAE on another device."""
-        return replace(self, **{name: t.to(device) for name, t in self.tensors().items()})
+        return self.with_tensors({name: t.to(device) for name, t in self.tensors().items()})
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "SAE":
+        """The same SAE with other tensors in place of some."""
+        return SAE(self.info, **{**self.tensors(), **tensors})
 
     def digest(self) -> str:
         """SHA-256 of the tensors, as float32 in a fixed order."""

@@ -1,15 +1,15 @@
-"""Encoding and decoding that touch only the k active features of a token, with their gradients.
+"""Encoding and decoding that touch only the active features of a token, with their gradients.
 
-With f sparse (k of d_sae), x^ = f W_dec costs k * d_in products per token in place of d_sae * d_in, and so
-do all three gradients; only the pre-activations stay dense. The rows of several SAEs are stacked: row r
-of SAE s reads features s * d_sae to (s + 1) * d_sae - 1 of one long list.
+With f sparse, x^ = f W_dec costs (active features) * d_in products per token in place of d_sae * d_in, and
+so do all three gradients; only the pre-activations stay dense. Several SAEs are stacked: row r of SAE s is
+row s * batch + r of one long list, its feature i is feature s * d_sae + i.
 """
 
 import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,36 +17,62 @@ warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
 class Pattern:
-    """Which features are active in which row; its transpose is worked out once, when first needed."""
+    """Which features are active in which row, as (row, feature) pairs sorted by row.
 
-    def __init__(self, index: Int[Tensor, "n_rows k"], n_features: int) -> None:
-        self.index = index
-        self.n_features = n_features
-        self._by_feature: tuple[Tensor, Tensor, Tensor] | None = None
+    The transpose is worked out once, when first needed.
+    """
 
-    def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+    def __init__(
+        self, row: Int[Tensor, " nnz"], feature: Int[Tensor, " nnz"], n_rows: int, n_features: int
+    ) -> None:
+        self.row, self.feature, self.n_rows, self.n_features = row, feature, n_rows, n_features
+        self._by_feature: tuple[Tensor, Tensor] | None = None
+        self._starts: Tensor | None = None
+
+    @classmethod
+    def fixed(cls, index: Int[Tensor, "n_rows k"], n_features: int) -> "Pattern":
+        """The same number of features in every row."""
+        n_rows, k = index.shape
+        row = torch.arange(n_rows, device=index.device).repeat_interleave(k)
+        return cls(row, index.reshape(-1), n_rows, n_features)
+
+    @property
+    def starts(self) -> Int[Tensor, " n_rows"]:
+        """Where each row's pairs begin."""
+        if self._starts is None:
+            counts = torch.bincount(self.row, minlength=self.n_rows)
+            self._starts = counts.cumsum(0) - counts
+        return self._starts
+
+    def where(self, kept: Bool[Tensor, " nnz"]) -> "Pattern":
+        """Some of the pairs."""
+        return Pattern(self.row[kept], self.feature[kept], self.n_rows, self.n_features)
+
+    def _transposed(self) -> tuple[Tensor, Tensor]:
         if self._by_feature is None:
-            flat = self.index.reshape(-1)
-            order = torch.argsort(flat, stable=True)
-            counts = torch.bincount(flat, minlength=self.n_features)
-            starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            self._by_feature = (order, torch.div(order, self.index.shape[1], rounding_mode="floor"), starts)
+            order = torch.argsort(self.feature, stable=True)
+            counts = torch.bincount(self.feature, minlength=self.n_features)
+            self._by_feature = order, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return self._by_feature
 
     def scatter(
-        self, values: Float[Tensor, "n_rows k"], rows: Float[Tensor, "n_rows d"]
+        self, values: Float[Tensor, " nnz"], rows: Float[Tensor, "n_rows d"]
     ) -> Float[Tensor, "n_features d"]:
-        """The sum over rows r and slots j with index[r, j] = f of values[r, j] * rows[r]."""
-        order, row_of, starts = self._transposed()
+        """For each feature, the sum over its pairs of value * rows[row]."""
+        order, starts = self._transposed()
         sparse = torch.sparse_csr_tensor(
-            starts, row_of, values.reshape(-1)[order], (self.n_features, len(rows)), check_invariants=False
+            starts,
+            self.row[order],
+            values[order],
+            (self.n_features, self.n_rows),
+            check_invariants=False,
         )
         return sparse @ rows
 
-    def sum_by_feature(self, values: Float[Tensor, "n_rows k"]) -> Float[Tensor, " n_features"]:
+    def sum_by_feature(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " n_features"]:
         """The sum of the values that belong to each feature."""
         out = values.new_zeros(self.n_features)
-        return out.index_add_(0, self.index.reshape(-1), values.reshape(-1))
+        return out.index_add_(0, self.feature, values)
 
 
 class _Decode(torch.autograd.Function):
@@ -55,7 +81,9 @@ class _Decode(torch.autograd.Function):
         # embedding_bag is the fused gather-multiply-sum; its own graph gives the gradient of the values.
         with torch.enable_grad():
             leaf = values.detach().requires_grad_()
-            out = F.embedding_bag(pattern.index, W_dec.detach(), mode="sum", per_sample_weights=leaf)
+            out = F.embedding_bag(
+                pattern.feature, W_dec.detach(), pattern.starts, mode="sum", per_sample_weights=leaf
+            )
         ctx.pattern, ctx.leaf, ctx.out = pattern, leaf, out
         return out.detach()
 
@@ -78,9 +106,14 @@ class _Select(torch.autograd.Function):
 
 
 def sparse_decode(
-    values: Float[Tensor, "n_rows k"], W_dec: Float[Tensor, "n_features d_in"], pattern: Pattern
+    values: Float[Tensor, " nnz"], W_dec: Float[Tensor, "n_features d_in"], pattern: Pattern
 ) -> Float[Tensor, "n_rows d_in"]:
-    """f W_dec for sparse f, differentiable in the values and in W_dec."""
+    """f W_dec for sparse f, differentiable in the values and in W_dec.
+
+    >>> pattern = Pattern(torch.tensor([0, 0]), torch.tensor([0, 2]), n_rows=2, n_features=3)
+    >>> sparse_decode(torch.tensor([1.0, 2.0]), torch.tensor([[1.0], [5.0], [3.0]]), pattern).tolist()
+    [[7.0], [0.0]]
+    """
     return _Decode.apply(values, W_dec, pattern)  # type: ignore[no-untyped-call]
 
 
@@ -88,9 +121,9 @@ def selected_preactivations(
     x: Float[Tensor, "n_rows d_in"],
     W_enc_rows: Float[Tensor, "n_features d_in"],
     b_enc: Float[Tensor, " n_features"],
-    selected: Float[Tensor, "n_rows k"],
+    selected: Float[Tensor, " nnz"],
     pattern: Pattern,
-) -> Float[Tensor, "n_rows k"]:
+) -> Float[Tensor, " nnz"]:
     """Pre-activations already computed densely (``selected``), made differentiable in W_enc and b_enc.
 
     ``W_enc_rows`` is W_enc transposed, one row per feature. No gradient goes to x: the caller treats the

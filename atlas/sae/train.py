@@ -1,15 +1,14 @@
 """Train every SAE that was asked for in one pass over the text, stoppable anywhere.
 
 The inputs of each SAE are scaled so that their mean squared norm is d_in, which makes one learning rate
-and one L1 coefficient fit every site; the scale is taken out again before the SAE is returned. The
-decoder's bias starts at the mean of the first chunk.
+and one coefficient fit every site; the scale is taken out again before the SAE is returned. SAEs of one
+shape are stacked in a bank, whatever their site, k or coefficient.
 """
 
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,29 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from atlas.configs import SAEConfig, TrainConfig
-from atlas.errors import SAEError
+from atlas.errors import ConfigError, SAEError
 from atlas.lm.load import LanguageModel
 from atlas.progress import Progress
-from atlas.sae.bank import Bank, BankLoss, seed_of
 from atlas.sae.files import write_tensors
-from atlas.sae.harvest import Stream, harvest_chunk
-from atlas.sae.model import SAE, SAEInfo
+from atlas.sae.forward import Forward, Params
+from atlas.sae.group import TABLES, Group, Moment, Origin, same_bank
+from atlas.sae.harvest import Chunk, Harvest, Source, Stream
+from atlas.sae.log import Rows
+from atlas.sae.model import SAE
+from atlas.sae.normalise import Scale, normalise, scale_of
+from atlas.sae.objectives import (
+    check_objective,
+    clean_log_probs,
+    kl_loss,
+    partner,
+    pattern_loss,
+    scores_loss,
+)
+from atlas.sae.precision import matmul_dtype
 from atlas.sites import Site
 from atlas.store.atomic import atomic_file
+
+CONTEXTUAL = {"scores": scores_loss, "pattern": pattern_loss}
 
 
 def learning_rate(config: TrainConfig, step: int, n_steps: int) -> float:
@@ -42,24 +55,12 @@ def learning_rate(config: TrainConfig, step: int, n_steps: int) -> float:
     return min(1.0, rise, fall)
 
 
-@dataclass
-class Member:
-    """A bank in training: its sites, optimiser, input scales and dead counters."""
-
-    bank: Bank
-    sites: tuple[Site, ...]
-    scale: Float[Tensor, " n_saes"]
-    silent: Float[Tensor, "n_saes d_sae"]
-    optimiser: torch.optim.Adam
-    log: list[dict[str, Any]] = field(default_factory=list)
-
-
 class Training:
     """The state of a training run and its steps.
 
     Raises:
         SAEError: the loss is no longer finite, or a checkpoint is damaged.
-        ConfigError: two SAEs would have the same name.
+        ConfigError: an objective does not fit a site.
         CorpusError: no block is left to train on.
     """
 
@@ -70,143 +71,134 @@ class Training:
         sites: Sequence[Site],
         saes: Sequence[SAEConfig],
         config: TrainConfig,
+        source: Source | None = None,
     ) -> None:
         self.model, self.stream, self.config, self.sites = model, stream, config, tuple(sites)
+        self.source = source or Harvest(model, stream, harvested(sites, saes))
         self.n_chunks = math.ceil(config.tokens / (config.batch * config.chunk_batches))
         self.n_steps = self.n_chunks * config.chunk_batches
         self.chunk = 0
-        self.members = [self._member(sae, group) for sae in saes for group in self._same_width(sites)]
+        self.rate: float | None = None
+        self.names: list[str] = []
+        self.groups = self._groups(saes)
+        self.chunk_blocks = max(1, stream.chunk_blocks // config.chunk_batches)
 
-    def _same_width(self, sites: Sequence[Site]) -> list[tuple[Site, ...]]:
-        widths: dict[int, list[Site]] = {}
-        for site in sites:
-            widths.setdefault(site.d_in(self.model.shape), []).append(site)
-        return [tuple(group) for group in widths.values()]
+    def _groups(self, saes: Sequence[SAEConfig]) -> list[Group]:
+        """Banks of SAEs of one shape; ``names`` keeps the order in which SAEs are returned."""
+        kinds: list[tuple[int, list[tuple[SAEConfig, Site, str]]]] = []
+        shape, device = self.model.shape, self.model.device
+        for sae in saes:
+            widths = dict.fromkeys(site.d_in(shape) for site in self.sites)
+            for site in (s for width in widths for s in self.sites if s.d_in(shape) == width):
+                check_objective(sae.objective, site, self.model)
+                d_in, name = site.d_in(shape), sae.name_at(self.model.name, site.name, site.d_in(shape))
+                self.names.append(name)
+                found = next((m for d, m in kinds if d == d_in and same_bank(m[0][0], sae, d_in)), None)
+                if found is None:
+                    kinds.append((d_in, [(sae, site, name)]))
+                else:
+                    found.append((sae, site, name))
+        dtype = matmul_dtype(self.config.precision, device)
+        groups = []
+        for d_in, members in kinds:
+            configs, where, names = [m[0] for m in members], [m[1] for m in members], [m[2] for m in members]
+            groups.append(Group(configs, where, names, d_in, self.config, device, dtype))
+        return groups
 
-    def _member(self, sae: SAEConfig, sites: tuple[Site, ...]) -> Member:
-        d_in, device = sites[0].d_in(self.model.shape), self.model.device
-        names = [sae.name_at(self.model.name, site.name, d_in) for site in sites]
-        bank = Bank(sae, d_in, names, self.config.seed, device)
-        optimiser = torch.optim.Adam(list(bank.parameters().values()), lr=sae.lr, fused=True)
-        silent = torch.zeros(len(sites), bank.d_sae, device=device)
-        return Member(bank, sites, torch.ones(len(sites), device=device), silent, optimiser)
+    def run(self, checkpoint: Path, progress: Progress, live: Path | None = None) -> list[SAE]:
+        """Train to the end, going on from ``checkpoint`` if there is one, and return the SAEs.
 
-    def run(self, checkpoint: Path, progress: Progress) -> list[SAE]:
-        """Train to the end, going on from ``checkpoint`` if there is one, and return the SAEs."""
+        ``live`` gets the rows of the training tables while they come, as JSON lines.
+        """
         if checkpoint.exists():
             self.restore(checkpoint)
+        shown = _Live(live, self)
         saved = started = time.monotonic()
         first = self.chunk
         while self.chunk < self.n_chunks:
             self.train_chunk()
-            rate = (self.chunk - first) * self.stream.chunk_tokens / (time.monotonic() - started)
-            progress.update(self.chunk * self.config.chunk_batches, self.n_steps, self._summary(rate))
+            self.rate = (self.chunk - first) * self.stream.chunk_tokens / (time.monotonic() - started)
+            progress.update(self.chunk * self.config.chunk_batches, self.n_steps, self._summary())
+            shown.write()
             if time.monotonic() - saved > self.config.checkpoint_seconds and self.chunk < self.n_chunks:
                 self.save(checkpoint)
                 saved = time.monotonic()
-        return [sae for member in self.members for sae in self._finished(member)]
+        return self.finished()
 
-    def _summary(self, rate: float) -> str:
-        rows = [row for m in self.members for row in m.log[-len(m.sites) :]]
-        explained = sum(row["variance_explained"] for row in rows) / max(len(rows), 1)
-        return f"{rate:,.0f} tokens/s, variance explained {explained:.2f}"
-
-    def train_chunk(self) -> None:
-        """Harvest one chunk and take its optimiser steps."""
-        activations = harvest_chunk(self.model, self.stream, self.sites, self.chunk)
-        for member in self.members:
-            x = torch.stack([activations[site] for site in member.sites])
-            if self.chunk == 0:
-                self._start(member, x)
-            x *= member.scale[:, None, None]
-            for b in range(self.config.chunk_batches):
-                step = self.chunk * self.config.chunk_batches + b
-                self._step(member, x[:, b * self.config.batch : (b + 1) * self.config.batch], step)
-        self.chunk += 1
-
-    @torch.no_grad()
-    def _start(self, member: Member, x: Float[Tensor, "n_saes n d_in"]) -> None:
-        squares = x.square().sum(2).mean(1).clamp_min(1e-12)
-        member.scale = (member.bank.d_in / squares).sqrt()
-        member.bank.b_dec.copy_(x.mean(1) * member.scale[:, None])
-
-    def _step(self, member: Member, x: Float[Tensor, "n_saes batch d_in"], step: int) -> None:
-        bank, optimiser = member.bank, member.optimiser
-        rate = bank.config.lr * learning_rate(self.config, step, self.n_steps)
-        optimiser.param_groups[0]["lr"] = rate
-        dead = member.silent >= self.config.dead_window
-        loss = bank.loss(x, dead)
-        optimiser.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        bank.project_gradients()
-        optimiser.step()
-        bank.renormalise()
-        member.silent = torch.where(loss.fired, 0.0, member.silent + x.shape[1])
-        if (step + 1) % self.config.log_every == 0 or step + 1 == self.n_steps:
-            self._log(member, x, loss, step + 1, rate)
-
-    @torch.no_grad()
-    def _log(self, member: Member, x: Tensor, loss: BankLoss, step: int, rate: float) -> None:
-        if not torch.isfinite(loss.total):
-            worst = int((~torch.isfinite(loss.mse)).int().argmax())
-            name = member.bank.names[worst]
-            raise SAEError(f"training of {name!r} diverged at step {step}; try a smaller lr than {rate:g}")
-        variance = (x - x.mean(1, keepdim=True)).square().sum(2).mean(1)
-        dead = (member.silent >= self.config.dead_window).float().mean(1)
-        for i, name in enumerate(member.bank.names):
-            parts = {
-                "mse_loss": loss.mse,
-                "sparsity_loss": loss.sparsity,
-                "aux_loss": loss.aux,
-                "l0": loss.l0,
-            }
-            row: dict[str, Any] = {key: value[i].item() for key, value in parts.items()}
-            row["loss"] = row["mse_loss"] + row["sparsity_loss"] + row["aux_loss"]
-            row |= {"sae": name, "step": step, "tokens": step * self.config.batch, "lr": rate}
-            row["variance_explained"] = 1 - row["mse_loss"] / max(variance[i].item(), 1e-12)
-            row["dead_fraction"] = dead[i].item()
-            member.log.append(row)
-
-    def log_rows(self) -> list[dict[str, Any]]:
-        """Rows of ``training_log`` so far."""
-        return [row for member in self.members for row in member.log]
-
-    def _finished(self, member: Member) -> list[SAE]:
-        """The bank's SAEs for unscaled inputs: activations and biases shrink by the scale."""
+    def finished(self) -> list[SAE]:
+        """The SAEs, config by config, within it by width of the site and then in the order of the sites."""
         from atlas import __version__
 
-        bank, out = member.bank, []
-        topk = bank.config.architecture == "topk"
-        for i, (name, site) in enumerate(zip(bank.names, member.sites, strict=True)):
-            info = SAEInfo(
-                name=name,
-                model=self.model.name,
-                processing=self.model.processing,
-                site=site,
-                architecture=bank.config.architecture,
-                k=min(bank.config.k, bank.d_sae) if topk else None,
-                l1_coefficient=None if topk else bank.config.l1_coefficient,
-                tokens_trained=self.n_steps * self.config.batch,
-                corpus=self.stream.store.meta.corpus,
-                context=self.stream.store.meta.context,
-                seed=seed_of(self.config.seed, name),
-                origin="trained",
-                code_version=__version__,
+        meta = self.stream.store.meta
+        tokens = self.n_steps * self.config.batch
+        origin = Origin(
+            self.model.name, self.model.processing, meta.corpus, meta.context, tokens, __version__
+        )
+        made = {sae.info.name: sae for group in self.groups for sae in group.finished(origin)}
+        return [made[name] for name in self.names]
+
+    def _summary(self) -> str:
+        rows = [row for g in self.groups for row in g.rows["training_log"][-len(g.bank) :]]
+        count = max(len(rows), 1)
+        explained = sum(row["variance_explained"] for row in rows) / count
+        l0 = sum(row["l0"] for row in rows) / count
+        return f"{self.rate or 0:,.0f} tokens/s, variance explained {explained:.2f}, L0 {l0:.0f}"
+
+    def train_chunk(self) -> None:
+        """Read one chunk and take its optimiser steps."""
+        chunk = self.source.chunk(self.chunk)
+        order = torch.from_numpy(self.stream.token_order(self.chunk)).to(self.model.device)
+        shuffled = {
+            (site, how): self._rows(chunk, site, how)[order]
+            for site, how in dict.fromkeys(
+                (site, g.config.normalize_activations) for g in self.groups for site in g.sites
             )
-            W_enc, b_enc, W_dec, b_dec = (p[i].detach().clone() for p in bank.parameters().values())
-            scale = member.scale[i]
-            out.append(SAE(info, W_enc.T.contiguous(), b_enc / scale, W_dec, b_dec / scale))
-        return out
+        }
+        for group in self.groups:
+            rows = [shuffled[site, group.config.normalize_activations] for site in group.sites]
+            if self.chunk == 0:
+                group.start(rows)
+            for b in range(self.config.chunk_batches):
+                self._step(group, chunk, rows, b)
+            self._resample(group, rows)
+        self.chunk += 1
+
+    @staticmethod
+    def _rows(chunk: Chunk, site: Site, how: str) -> Float[Tensor, "n d_in"]:
+        rows = chunk.rows(site)
+        return normalise(rows, scale_of(rows, how))
+
+    def _step(self, group: Group, chunk: Chunk, rows: Sequence[Tensor], b: int) -> None:
+        step = self.chunk * self.config.chunk_batches + b
+        factor = learning_rate(self.config, step, self.n_steps)
+        at = Moment(step, self.n_steps, factor, self.rate)
+        if group.config.objective == "mse":
+            size = self.config.batch
+            x = torch.stack([r[b * size : (b + 1) * size] for r in rows])
+            group.step(x.mul_(group.scale[:, None, None]), at, None)
+        else:
+            context = _Context(
+                self.model, group, chunk, slice(b * self.chunk_blocks, (b + 1) * self.chunk_blocks)
+            )
+            group.step(context.x, at, context.objective)
+
+    def _resample(self, group: Group, rows: Sequence[Tensor]) -> None:
+        """After a chunk: new starts for dead features each time ``resample_tokens`` have gone by."""
+        every, chunk_tokens = group.config.resample_tokens, self.stream.chunk_tokens
+        before, now = self.chunk * chunk_tokens, (self.chunk + 1) * chunk_tokens
+        due = now // every > before // every and 2 * now <= self.n_steps * self.config.batch
+        if group.config.revival == "resample" and due:
+            scaled = [r[:8192] * scale for r, scale in zip(rows, group.scale, strict=True)]
+            group.resample(scaled, (self.chunk + 1) * self.config.chunk_batches)
+
+    def tables(self) -> dict[str, Rows]:
+        """Rows of the training tables so far."""
+        return {name: [row for g in self.groups for row in g.rows[name]] for name in TABLES}
 
     def save(self, path: Path) -> None:
-        """Write the whole state, atomically: weights, Adam's moments, scales, counters, log, position."""
-        tensors: dict[str, Tensor] = {}
-        for i, m in enumerate(self.members):
-            tensors |= {f"{i}.scale": m.scale, f"{i}.silent": m.silent}
-            for name, p in m.bank.parameters().items():
-                tensors[f"{i}.{name}"] = p.detach()
-                tensors |= {f"{i}.{name}.{key}": value for key, value in m.optimiser.state[p].items()}
-        state = json.dumps({"chunk": self.chunk, "logs": [m.log for m in self.members]})
+        """Write the whole state, atomically: weights, Adam's moments, scales, counters, logs, position."""
+        tensors = {f"{i}.{name}": t for i, g in enumerate(self.groups) for name, t in g.state().items()}
+        state = json.dumps({"chunk": self.chunk, "logs": [g.rows for g in self.groups]})
         with atomic_file(path) as work:
             write_tensors(work, tensors, {"state": state})
 
@@ -215,21 +207,99 @@ class Training:
         try:
             with safe_open(path, framework="pt", device=str(self.model.device)) as file:
                 state = json.loads(file.metadata()["state"])
-                chunk = int(state["chunk"])
-                for i, m in enumerate(self.members):
-                    self._restore_member(file, i, m)
-                    m.log = state["logs"][i]
+                chunk, names = int(state["chunk"]), list(file.keys())
+                for i, group in enumerate(self.groups):
+                    mine = [n for n in names if n.startswith(f"{i}.")]
+                    group.restore({n.removeprefix(f"{i}."): file.get_tensor(n) for n in mine})
+                    group.rows = {name: list(state["logs"][i][name]) for name in TABLES}
         except (OSError, SafetensorError, KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
             raise SAEError(
                 f"checkpoint {str(path)!r} cannot be read ({error}); delete it to start anew"
             ) from None
         self.chunk = chunk
 
-    @staticmethod
-    def _restore_member(file: Any, i: int, m: Member) -> None:
-        m.scale, m.silent = file.get_tensor(f"{i}.scale"), file.get_tensor(f"{i}.silent")
-        for name, p in m.bank.parameters().items():
-            with torch.no_grad():
-                p.copy_(file.get_tensor(f"{i}.{name}"))
-            keys = [k for k in file.keys() if k.startswith(f"{i}.{name}.")]  # noqa: SIM118 - not a dict
-            m.optimiser.state[p] = {k.rsplit(".", 1)[1]: file.get_tensor(k) for k in keys}
+
+def harvested(sites: Sequence[Site], saes: Sequence[SAEConfig]) -> tuple[Site, ...]:
+    """The sites whose activations training reads: the SAEs' own, and the other side for attention losses.
+
+    >>> [s.name for s in harvested([Site("q", 0, 1)], [SAEConfig(objective="pattern")])]
+    ['L00.H01.q', 'L00.H01.k']
+    """
+    own = list(sites)
+    if any(sae.objective in CONTEXTUAL for sae in saes):
+        own += [partner(site) for site in sites if site.kind in ("q", "k")]
+    return tuple(dict.fromkeys(own))
+
+
+class _Context:
+    """One batch of whole blocks for a bank whose objective looks at attention or at the model's output."""
+
+    def __init__(self, model: LanguageModel, group: Group, chunk: Chunk, blocks: slice) -> None:
+        self.model, self.group, self.tokens = model, group, chunk.tokens[blocks]
+        if len(self.tokens) == 0:
+            raise ConfigError("train batch is smaller than a block; a contextual objective needs one block")
+        self.raw = torch.stack([chunk.activations[site][blocks] for site in group.sites])
+        self.other: Tensor | None = None
+        if group.config.objective in CONTEXTUAL:
+            others = [chunk.activations[partner(site)][blocks] for site in group.sites]
+            self.other = torch.stack(others)
+        self.clean = clean_log_probs(model, self.tokens) if group.config.objective == "kl" else None
+        flat = self.raw.flatten(0, 2)
+        self.undo = scale_of(flat, group.config.normalize_activations)
+        ready = normalise(flat, self.undo).reshape(self.raw.shape) * group.scale[:, None, None, None]
+        self.first = ready[:, :, 0]
+        self.x = ready[:, :, 1:].flatten(1, 2)
+
+    def objective(self, which: slice, p: Params, out: Forward) -> Float[Tensor, " n"]:
+        """The objective's term for some members of the bank."""
+        config, raw = self.group.config, self.raw[which]
+        first = self.group.bank.forward(which, p, self.first[which]).x_hat
+        n, blocks, pos, d_in = raw.shape
+        x_hat = torch.cat([first[:, :, None], out.x_hat.reshape(n, blocks, pos - 1, d_in)], 2)
+        x_hat = self._unscaled(x_hat, which)
+        if self.clean is not None:
+            loss = kl_loss(self.model, self.tokens, self.clean, self.group.sites[which], x_hat)
+        elif self.other is not None:
+            kinds = [site.kind for site in self.group.sites[which]]
+            terms = [
+                CONTEXTUAL[config.objective](
+                    kind, raw[i : i + 1], x_hat[i : i + 1], self.other[which][i : i + 1]
+                )
+                for i, kind in enumerate(kinds)
+            ]
+            loss = torch.cat(terms)
+        else:
+            raise ConfigError(f"objective {config.objective!r} is not known")
+        return config.objective_coefficient * loss
+
+    def _unscaled(self, x_hat: Tensor, which: slice) -> Tensor:
+        x_hat = x_hat / self.group.scale[which][:, None, None, None]
+        if self.undo is None:
+            return x_hat
+        shape = (*self.raw.shape[:3], 1)
+        mean, size = (t.reshape(shape)[which].flatten(0, 2) for t in self.undo)
+        return Scale(mean, size).undo(x_hat.flatten(0, 2)).reshape(x_hat.shape)
+
+
+class _Live:
+    """The rows of the training tables as JSON lines, for whoever looks on."""
+
+    def __init__(self, path: Path | None, training: Training) -> None:
+        self.path, self.training = path, training
+        self.written = [dict.fromkeys(TABLES, 0) for _ in training.groups]
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("", encoding="utf8")
+            self.write()
+
+    def write(self) -> None:
+        """Append what came since the last time."""
+        if self.path is None:
+            return
+        lines: list[dict[str, Any]] = []
+        for group, written in zip(self.training.groups, self.written, strict=True):
+            for table, rows in group.rows.items():
+                lines += [{"table": table, **row} for row in rows[written[table] :]]
+                written[table] = len(rows)
+        with self.path.open("a", encoding="utf8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
