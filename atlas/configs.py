@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from atlas.errors import ConfigError, one_of
 from atlas.sites import KINDS
+from atlas.sweeps import expand_sweeps
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
 SPARSE_BY_K = ("topk", "batchtopk", "matryoshka")
@@ -378,7 +379,7 @@ class BuildConfig:
     def from_toml(cls, path: Path) -> "BuildConfig":
         """Read a TOML file; ConfigError names the file and what is wrong in it."""
         try:
-            return from_plain(cls, tomllib.loads(path.read_text(encoding="utf8")))
+            return from_plain(cls, expand_sweeps(tomllib.loads(path.read_text(encoding="utf8"))))
         except OSError as error:
             raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
