@@ -47,6 +47,11 @@ class Settings:
         """Where the content-addressed outputs of build steps lie."""
         return self.home / "steps"
 
+    @property
+    def saes(self) -> Path:
+        """Where imported SAEs lie."""
+        return self.home / "saes"
+
 
 def default_home(environ: Mapping[str, str]) -> Path:
     """``$XDG_DATA_HOME/head-atlas``, or ``~/.local/share/head-atlas``."""

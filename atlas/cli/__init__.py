@@ -1,6 +1,7 @@
 """The command ``atlas``. Command modules import heavy rooms only when their command runs."""
 
 import importlib
+import keyword
 import logging
 import sys
 from typing import Any
@@ -13,6 +14,8 @@ from atlas.errors import AtlasError, Cancelled
 COMMANDS = {
     "build": "atlas.cli.build",
     "demo": "atlas.cli.demo",
+    "import": "atlas.cli.imports",
+    "export": "atlas.cli.imports",
     "app": "atlas.cli.app",
     "sql": "atlas.cli.sql",
     "schema": "atlas.cli.schema",
@@ -34,7 +37,9 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        found: Any = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        # `import` is a word of Python's own, so its function has an underscore behind it.
+        attribute = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        found: Any = getattr(importlib.import_module(COMMANDS[cmd_name]), attribute)
         return found if isinstance(found, click.Command) else None
 
 

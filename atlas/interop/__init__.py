@@ -1,0 +1,1 @@
+"""Other people's SAE files, in and out: one module per format, one registry, the hub, the library."""
