@@ -1,6 +1,6 @@
 """What several kinds of step need: the model, the text, the SAEs; and columns written as a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,14 @@ from atlas.lm.load import LanguageModel, load_model
 from atlas.lm.runtime import prepare_torch
 from atlas.pipeline.execute import Context
 from atlas.sae.files import load_sae
+from atlas.sae.harvest import Harvest, Source, Stream
 from atlas.sae.model import SAE
+from atlas.sites import Site
 from atlas.store.parquet import write_table
 from atlas.tables import table
+
+CACHE = "cache"
+"""Folder of cached activations, which all builds of a home share."""
 
 
 def the_model(context: Context) -> LanguageModel:
@@ -27,10 +32,34 @@ def the_text(context: Context) -> TokenStore:
     return TokenStore(context.input("tokens"))
 
 
-def the_saes(context: Context, model: LanguageModel) -> list[SAE]:
-    """The trained SAEs, in the plan's order."""
-    folder = context.input("train")
-    return [load_sae(folder / f"{i:05d}").to(model.device) for i in range(len(context.plan.sae_names))]
+def the_sae(context: Context, item: int, stage: str | None = None) -> SAE:
+    """One SAE by its number in the plan, as it is after a stage (the last one)."""
+    step, folder = context.plan.place(item, stage)
+    return load_sae(context.input(step) / folder)
+
+
+def the_saes(context: Context, model: LanguageModel, stage: str | None = None) -> list[SAE]:
+    """Every SAE, in the plan's order, as it is after a stage (the last one)."""
+    return [the_sae(context, item, stage).to(model.device) for item in range(len(context.plan.saes))]
+
+
+def the_stream(context: Context) -> Stream:
+    """The training text, held-out blocks left out, in the order in which it is read."""
+    config = context.plan.config
+    chunk_tokens = config.train.batch * config.train.chunk_batches
+    dtype = config.train.activation_dtype
+    return Stream(the_text(context), config.evaluation.blocks, chunk_tokens, config.train.seed, dtype)
+
+
+def the_source(context: Context, model: LanguageModel, stream: Stream, sites: Sequence[Site]) -> Source:
+    """The activations of the training text: from the cache on disk if the build asks for one."""
+    train = context.plan.config.train
+    if not train.cache:
+        return Harvest(model, stream, sites)
+    from atlas.sae.cache import CachedHarvest
+
+    folder = context.settings.home / CACHE
+    return CachedHarvest(model, stream, sites, folder, int(train.cache_gb * 1e9))
 
 
 def analysed_blocks(context: Context, store: TokenStore) -> int:

@@ -4,13 +4,13 @@ from atlas.corpus.sources import open_source
 from atlas.corpus.tokens import build_token_store, load_tokenizer
 from atlas.heads.measure import measure_heads
 from atlas.pipeline.execute import Context
-from atlas.pipeline.inputs import the_model, the_saes, the_text, write_rows
+from atlas.pipeline.inputs import the_model, the_saes, the_source, the_stream, the_text, write_rows
+from atlas.progress import Progress
 from atlas.sae.evaluate import evaluate
 from atlas.sae.files import save_sae
-from atlas.sae.harvest import Stream
-from atlas.sae.train import Training
+from atlas.sae.train import Training, harvested
 
-CHECKPOINT = "training.safetensors"
+CHECKPOINT, LIVE = "training.safetensors", "live.jsonl"
 
 
 def tokens(context: Context) -> None:
@@ -30,22 +30,43 @@ def tokens(context: Context) -> None:
 
 
 def train(context: Context) -> None:
-    """Train every SAE in one pass over the text."""
-    config, model = context.plan.config, the_model(context)
-    chunk_tokens = config.train.batch * config.train.chunk_batches
-    stream = Stream(the_text(context), config.evaluation.blocks, chunk_tokens, config.train.seed)
-    training = Training(model, stream, context.plan.sites, config.sae, config.train)
-    for i, sae in enumerate(training.run(context.scratch / CHECKPOINT, context.progress)):
-        save_sae(sae, context.out / f"{i:05d}")
-    write_rows(context.out, "training_log", training.log_rows())
+    """Train the SAEs of one part of the sites in one pass over the text."""
+    config, model, step = context.plan.config, the_model(context), context.step
+    sites, stream = context.plan.parts[step.item], the_stream(context)
+    source = the_source(context, model, stream, harvested(sites, config.sae))
+    training = Training(model, stream, sites, config.sae, config.train, source)
+    live = context.scratch / LIVE
+    found = training.run(context.scratch / CHECKPOINT, context.progress, live)
+    by_name = {sae.info.name: sae for sae in found}
+    for member in context.plan.saes:
+        if member.step == step.name:
+            save_sae(by_name[member.name], context.out / f"{member.item:05d}")
+    for name, rows in training.tables().items():
+        write_rows(context.out, name, rows)
+
+
+class _Share:
+    """Progress of one of several equal shares of a step."""
+
+    def __init__(self, progress: Progress, number: int, of: int) -> None:
+        self.progress, self.number, self.of = progress, number, of
+
+    def update(self, done: int, total: int, message: str = "") -> None:
+        self.progress.update(self.number * total + done, self.of * total, message)
 
 
 def evaluate_saes(context: Context) -> None:
-    """Judge every SAE on held-out text."""
-    model = the_model(context)
+    """Judge every SAE on held-out text: after its last stage and, if there are several, after each."""
+    model, store, stages = the_model(context), the_text(context), context.plan.stages
     blocks = context.plan.config.evaluation.blocks
-    rows = evaluate(model, the_saes(context, model), the_text(context), blocks, context.progress)
-    write_rows(context.out, "sae_metrics", rows)
+    of_stage = {}
+    for number, stage in enumerate(stages):
+        share = _Share(context.progress, number, len(stages))
+        of_stage[stage] = evaluate(model, the_saes(context, model, stage), store, blocks, share)
+    write_rows(context.out, "sae_metrics", of_stage[stages[-1]])
+    if len(stages) > 1:
+        rows = [{"stage": stage, **row} for stage, found in of_stage.items() for row in found]
+        write_rows(context.out, "sae_stages", rows)
 
 
 def heads(context: Context) -> None:

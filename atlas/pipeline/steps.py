@@ -1,11 +1,14 @@
 """The registry: each kind of step and the function that carries it out."""
 
-from atlas.pipeline import making, tabling
+from atlas.pipeline import making, refining, tabling
 from atlas.pipeline.execute import StepFunction
 
 STEPS: dict[str, StepFunction] = {
     "tokens": making.tokens,
     "train": making.train,
+    "imports": refining.imports,
+    "prune": refining.prune,
+    "finetune": refining.finetune,
     "evaluate": making.evaluate_saes,
     "heads": making.heads,
     "shard": tabling.shard,

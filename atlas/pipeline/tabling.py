@@ -13,8 +13,16 @@ from atlas.analysis.shard import ShardPass, load_acts, load_moments
 from atlas.analysis.weights import decoder_share, fve, logit_effects, weight_statistics
 from atlas.corpus.tokens import load_tokenizer, vocabulary
 from atlas.pipeline.execute import RELEASE_NOTE, Context
-from atlas.pipeline.inputs import analysed_blocks, the_model, the_saes, the_text, write_columns, write_rows
-from atlas.sae.files import load_sae
+from atlas.pipeline.inputs import (
+    analysed_blocks,
+    the_model,
+    the_sae,
+    the_saes,
+    the_text,
+    write_columns,
+    write_rows,
+)
+from atlas.pipeline.refining import pruned_of
 from atlas.sae.model import SAE
 from atlas.store import release
 from atlas.store.parquet import read_table
@@ -36,7 +44,7 @@ def summarise(context: Context) -> None:
     item, model, store = context.step.item, the_model(context), the_text(context)
     context.progress.update(0, 3, "reading activations")
     acts = load_acts(context.inputs("shard"), item)
-    sae = load_sae(context.input("train") / f"{item:05d}").to(model.device)
+    sae = the_sae(context, item).to(model.device)
     text = summaries.Text(store.blocks(np.arange(analysed_blocks(context, store))), model.shape.d_vocab)
     name = {"sae": sae.info.name}
     context.progress.update(1, 3, "examples and statistics")
@@ -53,7 +61,8 @@ def summarise(context: Context) -> None:
     if effects:
         write_columns(context.out, "logit_effects", name | effects)
     nothing: dict[str, Any] = dict.fromkeys(("logit_mean", "logit_std", "logit_skew", "logit_kurtosis"))
-    statistics = summaries.feature_statistics(acts, text) | weight_statistics(sae) | {"pruned": 0}
+    statistics = summaries.feature_statistics(acts, text) | weight_statistics(sae)
+    statistics |= {"pruned": pruned_of(context, item)}
     top_head = _top_head(sae, model.shape.n_heads)
     write_columns(context.out, "features", name | statistics | {"top_head": top_head} | (nothing | moments))
     context.progress.update(3, 3)
