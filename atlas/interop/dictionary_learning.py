@@ -25,7 +25,7 @@ from torch import Tensor
 
 from atlas.errors import SAEError, one_of
 from atlas.interop.folding import without_rescale, without_subtraction
-from atlas.interop.foreign import Foreign, Place, folders_with, renamed
+from atlas.interop.foreign import Foreign, Place, folders_with, renamed, turned
 from atlas.interop.hooks import hook_of_submodule
 from atlas.interop.ours import KEY, said_by_us, what_we_say
 from atlas.interop.reading import maybe_number, maybe_text, maybe_whole, read_json, read_pickle
@@ -89,7 +89,7 @@ def read(folder: Path) -> Foreign:
     state = read_pickle(folder / WEIGHTS)
     tensors = renamed(where, state, kind.names, kind.buffers)
     if kind.names.get("encoder.weight"):
-        tensors |= {"W_enc": _turned(tensors["W_enc"]), "W_dec": _turned(tensors["W_dec"])}
+        tensors |= {"W_enc": turned(tensors["W_enc"]), "W_dec": turned(tensors["W_dec"])}
     if "threshold" in tensors and kind.architecture != "jumprelu":
         tensors["threshold"] = _spread(where, tensors["threshold"], tensors["b_enc"])
     buffer = config.get("buffer")
@@ -112,10 +112,6 @@ def read(folder: Path) -> Foreign:
         apply_b_dec_to_input=kind.subtracts,
         **(said | said_by_us(where, config)),
     )
-
-
-def _turned(tensor: Tensor) -> Tensor:
-    return tensor.T if tensor.ndim == 2 else tensor
 
 
 def _k(where: str, trainer: dict[str, Any], state: dict[str, Tensor]) -> int | None:

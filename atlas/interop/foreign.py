@@ -131,7 +131,7 @@ def _site(where: str, foreign: Foreign, given: Given) -> Site:
 
 
 def _checked(where: str, foreign: Foreign) -> dict[str, Tensor]:
-    """The tensors, floating, finite and of the shapes that W_enc and the config ask for."""
+    """The tensors, finite and of the shapes that W_enc and the config ask for."""
     tensors = foreign.tensors
     if tensors["W_enc"].ndim != 2:
         raise SAEError(f"{where}: the encoder has shape {tuple(tensors['W_enc'].shape)}, not two dimensions")
@@ -143,8 +143,6 @@ def _checked(where: str, foreign: Foreign) -> dict[str, Tensor]:
             raise SAEError(
                 f"{where}: {name} has shape {found}, d_in {d_in} and d_sae {d_sae} ask for {shape}"
             )
-        if not tensor.is_floating_point():
-            raise SAEError(f"{where}: {name} is {str(tensor.dtype).removeprefix('torch.')}, not floating")
         if not torch.isfinite(tensor.float()).all():
             raise SAEError(f"{where}: {name} holds NaN or infinity")
     return tensors
@@ -153,7 +151,7 @@ def _checked(where: str, foreign: Foreign) -> dict[str, Tensor]:
 def renamed(
     where: str, tensors: Mapping[str, Tensor], names: Mapping[str, str], ignored: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """The tensors under our names; SAEError if one is missing or one is there that nobody knows.
+    """The tensors under our names; SAEError if one is missing, not floating, or unknown.
 
     An unknown tensor is refused because what it would have done would be lost silently.
     """
@@ -163,7 +161,16 @@ def renamed(
     unknown = sorted(name for name in tensors if name not in names and name not in ignored)
     if unknown:
         raise SAEError(f"{where} holds tensors with no known meaning: {', '.join(unknown)}")
+    for name in names:
+        if not tensors[name].is_floating_point():
+            dtype = str(tensors[name].dtype).removeprefix("torch.")
+            raise SAEError(f"{where}: {name} is {dtype}; floating numbers are needed")
     return {ours: tensors[theirs] for theirs, ours in names.items()}
+
+
+def turned(tensor: Tensor) -> Tensor:
+    """A matrix transposed; anything else as it is, for its shape to be refused later."""
+    return tensor.T if tensor.ndim == 2 else tensor
 
 
 def folders_with(names: Collection[str], *files: str) -> list[Place]:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from atlas.interop.foreign import Foreign, Place, renamed
-from atlas.interop.reading import maybe_number, maybe_text, maybe_whole, read_json, read_pickle
+from atlas.interop.reading import maybe_number, maybe_text, maybe_whole, read_json, read_pickle, whole
 
 TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
 PROCESSED = {"fold_ln": True, "center_writing_weights": True, "fold_value_biases": True}
@@ -37,8 +37,8 @@ def read(weights: Path) -> Foreign:
         config=config,
         tensors=renamed(where, read_pickle(weights), {name: name for name in TENSORS}),
         architecture="relu",
-        d_in=maybe_whole(where, config, "act_size", low=1),
-        d_sae=maybe_whole(where, config, "dict_size", low=1),
+        d_in=whole(where, config, "act_size"),
+        d_sae=whole(where, config, "dict_size"),
         model=maybe_text(config, "model_name") or maybe_text(config, "model"),
         hook=maybe_text(config, "act_name"),
         head=head if isinstance(head, int) and not isinstance(head, bool) else None,

@@ -9,7 +9,7 @@ and which is folded in exactly:
     n = sqrt(d_model) / norm      W_enc = n W_E      W_dec = W_D / n      b_dec = b_D / n
 
 With ``sparsity_include_decoder_norm`` the gate looks at pre-activations times the decoder norm: TopK keeps
-the flag (activations here are theirs times that norm), JumpReLU's threshold is divided by the norm.
+the flag (activations here are theirs times the norm of W_dec's row), JumpReLU's threshold is divided by it.
 """
 
 import json
@@ -52,9 +52,9 @@ def read(folder: Path) -> Foreign:
     config = read_json(folder / CONFIG)
     one_of(f"{where}: sae_type", config.get("sae_type", "sae"), ("sae",), SAEError)
     refuse_transcoders(where, config)
-    activation = config.get("act_fn", "relu")
+    activation = config.get("act_fn")
     one_of(f"{where}: act_fn", activation, ("relu", "topk", "jumprelu"), SAEError)
-    normalisation = config.get("norm_activation", "dataset-wise")
+    normalisation = config.get("norm_activation")
     one_of(f"{where}: norm_activation", normalisation, _NORMALISATIONS, SAEError)
     found = read_safetensors(folder / WEIGHTS)
     norms = {key.removeprefix(_NORM): found.pop(key) for key in list(found) if key.startswith(_NORM)}
@@ -62,7 +62,8 @@ def read(folder: Path) -> Foreign:
     if normalisation == "dataset-wise":
         n = math.sqrt(whole(where, config, "d_model")) / _norm(where, norms, config)
         tensors |= scaled(tensors, n)
-    gated_by_norm = bool(config.get("sparsity_include_decoder_norm", True))
+    gated_by_norm = config.get("sparsity_include_decoder_norm", activation == "relu" or None)
+    one_of(f"{where}: sparsity_include_decoder_norm", gated_by_norm, (True, False), SAEError)
     if activation == "jumprelu" and gated_by_norm:
         tensors["threshold"] = tensors["threshold"] / found["W_D"].double().norm(dim=1)
     return Foreign(

@@ -153,7 +153,7 @@ def _normalised(
     where: str, tensors: dict[str, Tensor], config: dict[str, Any], *, second: bool
 ) -> tuple[dict[str, Tensor], str]:
     """The tensors with a stated norm folded in, and the normalisation that is left to do."""
-    how = config.get("norm_activation") or "none"
+    how = config.get("norm_activation")
     one_of(f"{where}: norm_activation", how, ("none", "token-wise", "dataset-wise"), SAEError)
     biased = bool(tensors["b_dec"].any())
     late = not second and "apply_decoder_bias_to_pre_encoder" in config

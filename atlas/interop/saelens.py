@@ -16,7 +16,7 @@ from atlas.errors import AtlasError, SAEError, one_of
 from atlas.interop.folding import without_rescale
 from atlas.interop.foreign import Foreign, Place, folders_with, renamed
 from atlas.interop.hooks import site_of
-from atlas.interop.reading import maybe_number, maybe_text, maybe_whole, read_json, read_safetensors
+from atlas.interop.reading import maybe_number, maybe_text, maybe_whole, read_json, read_safetensors, whole
 from atlas.sae.files import CONFIG, WEIGHTS, save_sae, write_tensors
 from atlas.sae.model import ACTIVATIONS, SAE
 
@@ -72,7 +72,7 @@ def read(folder: Path) -> Foreign:
         config=original,
         tensors=renamed(where, tensors, {n: n for n in ("W_enc", "W_dec", "b_dec", *extra)}),
         architecture=architecture,
-        d_in=maybe_whole(where, config, "d_in", low=1),
+        d_in=whole(where, config, "d_in"),
         d_sae=maybe_whole(where, config, "d_sae", low=1),
         model=maybe_text(metadata, "model_name"),
         hook=_hook(metadata),

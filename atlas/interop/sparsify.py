@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from atlas.errors import SAEError, one_of
-from atlas.interop.foreign import Foreign, Place, folders_with, renamed
+from atlas.interop.foreign import Foreign, Place, folders_with, renamed, turned
 from atlas.interop.hooks import hook_of_module
 from atlas.interop.ours import said_by_us, what_we_say
 from atlas.interop.reading import maybe_text, maybe_whole, read_json, read_safetensors, whole
@@ -62,7 +62,7 @@ def read(folder: Path) -> Foreign:
     return Foreign(
         format="sparsify",
         config=config | {"run": run},
-        tensors=tensors | {"W_enc": tensors["W_enc"].T},
+        tensors=tensors | {"W_enc": turned(tensors["W_enc"])},
         architecture="topk",
         d_in=d_in,
         d_sae=d_sae,
