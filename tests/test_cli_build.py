@@ -59,7 +59,18 @@ WRONG = {
     "learning rate": (["--lr", "nan"], ["lr nan", "above 0"]),
     "unknown site": (["--sites", "w"], ["'w'", "resid_pre"]),
     "unknown head": (["--sites", "q", "--heads", "8"], ["head 8", "0 to 7"]),
-    "unknown architecture": (["--architecture", "magic"], ["'magic'", "topk, relu"]),
+    "unknown architecture": (["--architecture", "magic"], ["'magic'", "topk", "gated"]),
+    "unknown revival": (["--dead-features", "pray"], ["'pray'", "resample"]),
+    "unknown normalisation": (["--normalize", "l2"], ["'l2'", "layer_norm"]),
+    "objective of z": (["--objective", "scores"], ["'scores'", "L00.z"]),
+    "no parts": (["--parts", "0"], ["parts 0", "above 0"]),
+    "unknown precision": (["--precision", "int8"], ["'int8'", "bfloat16"]),
+    "sweep without values": (["--sweep", "lr="], ["'lr='", "l1_coefficient=0.1,1,10"]),
+    "sweep of an unknown key": (["--sweep", "l1=1,2"], ["'l1'", "l1_coefficient"]),
+    "sweep of a wrong value": (["--sweep", "k=8,many"], ["'many'", "whole number"]),
+    "sweep of one value twice": (["--sweep", "lr=1e-3,0.001"], ["lr-0.001", "label"]),
+    "unknown import": (["--imports", "docs-2l/mine"], ["docs-2l/mine", "atlas import"]),
+    "nothing imported": (["--imports", "docs-2l/*"], ["docs-2l/*", "atlas import"]),
     "unknown processing": (["--processing", "boiled"], ["'boiled'", "folded"]),
     "unknown corpus": (["--corpus", "novel.docx"], ["novel.docx", "stdlib"]),
     "missing text": (["--corpus", "/no/such/text.txt"], ["/no/such/text.txt"]),
@@ -128,6 +139,18 @@ def test_wrong_config(atlas, tmp_path, toml, said):
     assert code == 2
     assert len(lines) == 1
     assert all(part in lines[0] for part in [*said, "config.toml"]), lines[0]
+
+
+def test_flags_of_an_sae_that_is_not_trained(atlas):
+    code, lines = atlas("build", "--no-train", "--imports", "docs-2l/x", "--k", "3")
+    assert code == 2
+    assert "--k has no SAE to apply to" in lines[0]
+
+
+def test_nothing_to_do_is_refused(atlas):
+    code, lines = atlas("build", "--no-train")
+    assert code == 2
+    assert "import" in lines[0]
 
 
 def test_missing_config(atlas, tmp_path):

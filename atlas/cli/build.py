@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from atlas.configs import BuildConfig, from_plain, to_plain
+from atlas.configs import ARCHITECTURES, BuildConfig, from_plain, to_plain
 from atlas.errors import ConfigError
 from atlas.settings import load_settings
+from atlas.sweeps import expand_sweeps, read_sweep
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
@@ -47,9 +48,19 @@ FLAGS = {
     "k": ("sae", "k"),
     "l1": ("sae", "l1_coefficient"),
     "lr": ("sae", "lr"),
+    "dead_features": ("sae", "dead_features"),
+    "normalize": ("sae", "normalize_activations"),
+    "objective": ("sae", "objective"),
+    "sweep": ("sae", "sweep"),
+    "imports": ("", "imports"),
     "tokens": ("train", "tokens"),
     "batch": ("train", "batch"),
     "seed": ("train", "seed"),
+    "precision": ("train", "precision"),
+    "parts": ("train", "parts"),
+    "cache": ("train", "cache"),
+    "prune": ("", "prune"),
+    "finetune": ("", "finetune"),
     "eval_blocks": ("evaluation", "blocks"),
     "analysis_blocks": ("analysis", "blocks"),
 }
@@ -66,20 +77,39 @@ FLAGS = {
 @click.option("--sites", help="Comma-separated: z, q, k, v, resid_pre, attn_out, mlp_out.")
 @click.option("--layers", help="all, or numbers such as 0,3-5.")
 @click.option("--heads", help="Single heads: all, or numbers such as 0,3-5.")
-@click.option("--architecture", help="topk or relu.")
+@click.option("--architecture", help=f"{', '.join(ARCHITECTURES[:-1])} or {ARCHITECTURES[-1]}.")
 @click.option("--expansion", type=int, help="d_sae as a multiple of d_in.")
 @click.option("--d-sae", type=int, help="Number of features.")
-@click.option("--k", type=int, help="TopK: features kept per token.")
-@click.option("--l1", type=float, help="ReLU: weight of the L1 penalty.")
+@click.option("--k", type=int, help="topk, batchtopk, matryoshka: features kept per token.")
+@click.option("--l1", type=float, help="relu, gated: weight of the L1 penalty.")
 @click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--dead-features", help="What is done for dead features: auto, auxk, resample, ghost or none.")
+@click.option("--normalize", help="Inputs: none, constant_norm_rescale (to norm sqrt(d_in)) or layer_norm.")
+@click.option("--objective", help="mse; beside it, for q and k, scores or pattern; for any site, kl.")
+@click.option(
+    "--sweep",
+    multiple=True,
+    metavar="KEY=A,B,...",
+    help="One SAE per value of a key of [[sae]], such as l1_coefficient=0.1,1,10; several --sweep: each "
+    "combination.",
+)
+@click.option("--imports", help="Comma-separated names of imported SAEs (see atlas import); * matches any.")
+@click.option("--no-train", is_flag=True, help="Train nothing: imported SAEs only.")
 @click.option("--tokens", type=int, help="Training tokens.")
 @click.option("--batch", type=int, help="Tokens per optimiser step.")
+@click.option("--precision", help="Matrix products in float32, bfloat16 or auto.")
+@click.option(
+    "--parts", type=int, help="Training steps that the sites are dealt out to, for several workers."
+)
+@click.option("--cache", is_flag=True, help="Keep activations on disk, for sweeps and repeated runs.")
+@click.option("--prune", is_flag=True, help="Take out features that hardly fire; limits under [prune].")
+@click.option("--finetune", is_flag=True, help="Then train the decoders against feature suppression.")
 @click.option("--eval-blocks", type=int, help="Held-out blocks.")
 @click.option("--analysis-blocks", type=int, help="Blocks that the tables summarise.")
 @click.option("--seed", type=int, help="Seed of training.")
 @click.option("--release", help="Name of the release; the model's name by default.")
 @click.option("--dry-run", is_flag=True, help="Print the steps and which are current; do nothing.")
-def build(config_file: Path | None, dry_run: bool, **flags: str | int | float | None) -> None:
+def build(config_file: Path | None, dry_run: bool, **flags: Any) -> None:
     """Train SAEs, evaluate them, make the tables and publish a release.
 
     CONFIG_FILE is a TOML file (see docs/build.md); flags override it. Run again, it does only what is not
@@ -89,26 +119,45 @@ def build(config_file: Path | None, dry_run: bool, **flags: str | int | float | 
     run_build(with_flags(config, flags), dry_run=dry_run)
 
 
-def with_flags(config: BuildConfig, flags: dict[str, str | int | float | None]) -> BuildConfig:
-    """The config with the command line's flags put over it.
+def with_flags(config: BuildConfig, flags: dict[str, Any]) -> BuildConfig:
+    """The config with the command line's flags put over it; a switch that is off changes nothing.
 
     >>> with_flags(BuildConfig(), {"model": "docs-2l", "sites": "q,k", "heads": "all"}).sites.kinds
     ('q', 'k')
+    >>> [sae.label for sae in with_flags(BuildConfig(), {"sweep": ("k=8,16",)}).sae]
+    ['k-8', 'k-16']
     """
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
-    if "sites" in given:
-        given["sites"] = given["sites"].split(",")
-    for name in ("layers", "heads"):
-        if name in given:
-            given[name] = _numbers(name[:-1], given[name])
+    given = {name: v for name, v in flags.items() if v is not None and v is not False and v != ()}
     plain = to_plain(config)
-    for name, value in given.items():
+    if given.pop("no_train", False):
+        plain["sae"] = []
+    for name, value in _read(given, plain).items():
         section, key = FLAGS[name]
-        if section == "sae" and len(config.sae) > 1:
-            raise ConfigError(f"--{name} is ambiguous: the config holds {len(config.sae)} [[sae]] tables")
+        if section == "sae" and len(plain["sae"]) != 1:
+            what = "is ambiguous" if plain["sae"] else "has no SAE to apply to"
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {what}: there are {len(plain['sae'])} [[sae]] tables"
+            )
         place = plain if section == "" else plain["sae"][0] if section == "sae" else plain[section]
         place[key] = value
-    return from_plain(BuildConfig, plain)
+    return from_plain(BuildConfig, expand_sweeps(plain))
+
+
+def _read(given: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """The flags as the config writes their values."""
+    out = dict(given)
+    for name in ("sites", "imports"):
+        if name in out:
+            out[name] = out[name].split(",")
+    for name in ("layers", "heads"):
+        if name in out:
+            out[name] = _numbers(name[:-1], out[name])
+    if "sweep" in out:
+        out["sweep"] = dict(read_sweep(text) for text in out["sweep"])
+    for name in ("prune", "finetune"):
+        if name in out:
+            out[name] = plain[name] or {}
+    return out
 
 
 def run_build(config: BuildConfig, *, dry_run: bool = False) -> None:

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 
-from atlas.configs import BuildConfig
+from atlas.configs import BuildConfig, SAEConfig
 from atlas.errors import ConfigError, SAEError
 from atlas.lm.files import ModelFiles
 from atlas.sae.library import Imported, find_imported, imported_names
@@ -93,7 +93,8 @@ def members_of(
     """Every SAE of the build, in order.
 
     Raises:
-        ConfigError: two SAEs would have one name, or a k is more than the width at a site.
+        ConfigError: two SAEs would have one name, a k is more than the width at a site, or an objective
+            does not fit it.
     """
     step_of = {site: name for name, part in zip(part_names(parts), parts, strict=True) for site in part}
     order = sorted(step_of, key=lambda s: (s.layer, s.kind, -1 if s.head is None else s.head))
@@ -102,8 +103,7 @@ def members_of(
     for sae in config.sae:
         for site in (site for group in by_width(order, shape) for site in group):
             d_in = site.d_in(shape)
-            if sae.has_k and sae.k > sae.width(d_in):
-                raise ConfigError(f"sae k {sae.k} is more than d_sae {sae.width(d_in)} at site {site.name}")
+            _check_member(sae, site, d_in)
             step = step_of[site]
             item = made.setdefault(step, 0)
             made[step] += 1
@@ -114,6 +114,13 @@ def members_of(
     if twice:
         raise ConfigError(f"two SAEs would be called {twice[0]!r}; give one [[sae]] a label")
     return tuple(out)
+
+
+def _check_member(sae: SAEConfig, site: Site, d_in: int) -> None:
+    if sae.has_k and sae.k > sae.width(d_in):
+        raise ConfigError(f"sae k {sae.k} is more than d_sae {sae.width(d_in)} at site {site.name}")
+    if sae.objective in ("scores", "pattern") and site.kind not in ("q", "k"):
+        raise ConfigError(f"objective {sae.objective!r} is for q and k; {site.name} is neither")
 
 
 def find_imports(
