@@ -18,6 +18,7 @@ import pyarrow as pa
 from atlas.store.parquet import write_table
 from atlas.store.release import publish
 from atlas.tables import TABLES
+from tests import synthetic_training as training
 
 MODEL = "synthetic"
 D_HEAD = 8
@@ -167,11 +168,19 @@ def _sae_row(world: World, sae: Encoded) -> dict:
     return {
         "sae": sae.name, "model": MODEL, "site": sae.site, "layer": sae.layer, "head": sae.head,
         "d_in": sae.x.shape[-1], "d_sae": sae.d_sae, "architecture": "topk" if topk else "relu",
-        "k": K if topk else None, "l1_coefficient": None if topk else 0.01, "processing": "raw",
+        "k": K if topk else None, "l1_coefficient": None if topk else 0.01,
+        "normalize_activations": "none", "processing": "raw",
+        "settings": json.dumps({"k": K} if topk else {"l1_coefficient": 0.01}),
         "include_bos": False, "tokens_trained": 100_000, "corpus": "synthetic",
         "n_tokens": world.tokens[:, 1:].size, "seed": 0, "origin": "trained",
         "digest": hashlib.sha256(sae.W_enc.tobytes()).hexdigest(), "code_version": "0.1.0",
     }  # fmt: skip
+
+
+def _pruned(sae: Encoded) -> np.ndarray:
+    """Why each feature was pruned; the SAEs of z were, the others were not."""
+    fires = (sae.acts[:, 1:] > 0).any((0, 1))
+    return training.pruned_bits(sae.d_sae, fires) if sae.site == "z" else np.zeros(sae.d_sae, int)
 
 
 def _metric_row(world: World, sae: Encoded, split: str) -> dict:
@@ -196,15 +205,6 @@ def _metric_row(world: World, sae: Encoded, split: str) -> dict:
         "ce_recovered_mean": (mean - spliced) / (mean - clean), "kl": 0.8 * (spliced - clean),
         "alive": alive, "dead": sae.d_sae - alive, "n_tokens": len(x),
     }  # fmt: skip
-
-
-def _training_rows(sae: Encoded) -> list[dict]:
-    return [{
-        "sae": sae.name, "step": step, "tokens": step * 1000, "loss": 5 * 0.97**step + 1,
-        "mse_loss": 5 * 0.97**step + 1,
-        "sparsity_loss": 0.0, "aux_loss": 0.0, "l0": 4.0, "variance_explained": 1 - 0.9 * 0.97**step,
-        "dead_fraction": 0.03, "lr": 1e-3,
-    } for step in range(0, 101, 10)]  # fmt: skip
 
 
 class Firing(NamedTuple):
@@ -239,7 +239,9 @@ def _parts(world: World, sae: Encoded, feature: int) -> np.ndarray:
     return np.einsum("bphd,hd->bph", x, sae.W_enc[:, feature].reshape(world.n_heads, D_HEAD))
 
 
-def _feature_row(sae: Encoded, feature: int, fires: Firing, logits: np.ndarray, top_head: int | None) -> dict:
+def _feature_row(
+    sae: Encoded, feature: int, fires: Firing, logits: np.ndarray, top_head: int | None, pruned: int
+) -> dict:
     n = len(fires.value)
     enc, dec = sae.W_enc[:, feature], sae.W_dec[feature]
     norms = np.linalg.norm(enc), np.linalg.norm(dec)
@@ -251,7 +253,7 @@ def _feature_row(sae: Encoded, feature: int, fires: Firing, logits: np.ndarray, 
         "quantiles": np.quantile(fires.value, np.linspace(0, 1, 11)).tolist() if n else None,
         "encoder_norm": norms[0], "decoder_norm": norms[1],
         "encoder_decoder_cosine": float(enc @ dec / (norms[0] * norms[1])), "bias": sae.b_enc[feature],
-        "alive": n > 0, "top_head": top_head, "logit_mean": logits.mean(), "logit_std": std,
+        "alive": n > 0, "pruned": pruned, "top_head": top_head, "logit_mean": logits.mean(), "logit_std": std,
         "logit_skew": ((logits / std) ** 3).mean(), "logit_kurtosis": ((logits / std) ** 4).mean(),
     }  # fmt: skip
 
@@ -389,11 +391,12 @@ def _score_rows(world: World, layer: int, pattern: np.ndarray) -> list[dict]:
 def _feature_tables(world: World, sae: Encoded, rows: dict[str, list[dict]]) -> None:
     logits = _logits(world, sae)
     shares = _shares(world, sae) if sae.site == "z" else None
+    pruned = _pruned(sae).tolist()
     for feature in range(sae.d_sae):
         key = {"sae": sae.name, "feature": feature}
         fires = _firing(sae, feature)
         top_head = None if shares is None else int(shares[feature].argmax())
-        rows["features"].append(_feature_row(sae, feature, fires, logits[feature], top_head))
+        rows["features"].append(_feature_row(sae, feature, fires, logits[feature], top_head, pruned[feature]))
         rows["activation_histogram"] += _histogram_rows(key, fires)
         rows["positions"] += _position_rows(key, fires)
         rows["token_stats"] += _token_rows(world, key, fires)
@@ -406,7 +409,9 @@ def _feature_tables(world: World, sae: Encoded, rows: dict[str, list[dict]]) -> 
             rows["head_attribution"] += _attribution_rows(world, sae, key, shares[feature], dfa)
 
 
-def synthetic_rows(seed: int, n_layers: int, n_heads: int, d_sae: int, n_blocks: int, context: int) -> dict:
+def synthetic_rows(
+    seed: int, n_layers: int, n_heads: int, d_sae: int, n_blocks: int, context: int, engine: bool = False
+) -> dict:
     """Rows of every table of TABLES, as dicts; examples before they are sorted by key."""
     rng = np.random.default_rng(seed)
     texts, raw = _vocabulary()
@@ -427,10 +432,22 @@ def synthetic_rows(seed: int, n_layers: int, n_heads: int, d_sae: int, n_blocks:
         saes = [_encode_z(world, layer, pattern), *([_encode_q(world)] if layer == n_layers - 1 else [])]
         for sae in saes:
             rows["saes"].append(_sae_row(world, sae))
-            rows["sae_metrics"] += [_metric_row(world, sae, split) for split in ("eval", "eval_with_bos")]
-            rows["training_log"] += _training_rows(sae)
+            metrics = [_metric_row(world, sae, split) for split in ("eval", "eval_with_bos")]
+            rows["sae_metrics"] += metrics
+            _add(rows, training.training_tables(sae.name, sae.d_sae))
+            if sae.site == "z":
+                rows["sae_stages"] += [row for last in metrics for row in training.stage_rows(last)]
+                rows["pruning"].append(training.pruning_row(sae.name, _pruned(sae), world.tokens[:, 1:].size))
             _feature_tables(world, sae, rows)
+    if engine:
+        d_model = n_heads * D_HEAD
+        _add(rows, training.engine_tables(n_layers, d_model, D_HEAD, world.tokens[:, 1:].size))
     return rows
+
+
+def _add(rows: dict[str, list[dict]], more: dict[str, list[dict]]) -> None:
+    for table, some in more.items():
+        rows[table] += some
 
 
 def to_arrow(name: str, rows: list[dict]) -> pa.Table:
@@ -448,9 +465,13 @@ def build_synthetic_release(
     d_sae: int = 64,
     n_blocks: int = 40,
     context: int = 32,
+    engine: bool = False,
 ) -> Path:
-    """Publish a synthetic release and return the path of its DuckDB file."""
-    rows = synthetic_rows(seed, n_layers, n_heads, d_sae, n_blocks, context)
+    """Publish a synthetic release and return the path of its DuckDB file.
+
+    ``engine`` adds SAEs of other sites and a sweep, with their quality and training but without features.
+    """
+    rows = synthetic_rows(seed, n_layers, n_heads, d_sae, n_blocks, context, engine)
     config = {"seed": seed, "n_layers": n_layers, "n_heads": n_heads, "d_sae": d_sae}
     with tempfile.TemporaryDirectory() as folder:
         parts = {}
