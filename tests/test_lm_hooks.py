@@ -4,11 +4,25 @@ import numpy as np
 import pytest
 import torch
 
-from atlas.lm.hooks import capture, logits_with, write_site
-from atlas.lm.load import LanguageModel
+from atlas.configs import ModelConfig
+from atlas.errors import ConfigError
+from atlas.lm import hooks
+from atlas.lm.hooks import Resume, capture, logits_with, write_site
+from atlas.lm.load import LanguageModel, load_model
 from atlas.sites import Site
 
-from .tiny import D_HEAD, D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, model_folder, random_tokens, tiny_model
+from .tiny import (
+    CPU,
+    D_HEAD,
+    D_MODEL,
+    D_VOCAB,
+    N_HEADS,
+    N_LAYERS,
+    model_folder,
+    random_tokens,
+    rotary_folder,
+    tiny_model,
+)
 
 TOKENS = torch.from_numpy(random_tokens(3, 9))
 
@@ -269,3 +283,91 @@ def test_bundled_model_agrees_with_hugging_face():
     tokens = torch.from_numpy(np.random.default_rng(0).integers(1, 4096, (1, 12)))
     with torch.no_grad():
         close(logits_with(model, tokens, {}), hf(tokens).logits, atol=1e-3)
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def stream_at(model, layer):
+    site = Site("resid_pre", layer)
+    return Resume(layer, capture(model, TOKENS, [site])[0][site])
+
+
+@pytest.mark.parametrize("processing", ["raw", "folded"])
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_a_resumed_pass_is_the_whole_pass_without_the_earlier_layers(processing, layer):
+    model = tiny_model(processing)
+    resume, whole = stream_at(model, layer), logits_with(model, TOKENS, {})
+    ran = []
+    handles = [
+        model.bridge.blocks[i].attn.register_forward_pre_hook(lambda *_, i=i: ran.append(i))
+        for i in range(N_LAYERS)
+    ]
+    try:
+        resumed = logits_with(model, TOKENS, {}, resume)
+        assert ran[-(N_LAYERS - layer) :] == list(range(layer, N_LAYERS))
+        ran.clear()
+        assert torch.equal(logits_with(model, TOKENS, {}, resume), resumed)
+        assert ran == list(range(layer, N_LAYERS))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert torch.equal(resumed, whole)
+    assert torch.equal(logits_with(model, TOKENS, {}), whole), "later passes are whole again"
+
+
+@pytest.mark.parametrize("site", [*STREAM, *WHOLE, *HEADS[::2]], ids=lambda s: s.name)
+def test_an_edit_in_a_resumed_pass_is_the_same_edit(raw, site):
+    edits = {site: lambda x: 0.5 * x + 0.1}
+    resumed = logits_with(raw, TOKENS, edits, stream_at(raw, site.layer))
+    assert torch.equal(resumed, logits_with(raw, TOKENS, edits))
+    assert not torch.allclose(resumed, logits_with(raw, TOKENS, {}), atol=1e-3)
+
+
+def test_an_edit_before_the_resumed_layer_is_refused(raw):
+    with pytest.raises(ConfigError, match=r"L00\.z.*layer 1"):
+        logits_with(raw, TOKENS, {Site("z", 0): torch.zeros_like}, stream_at(raw, 1))
+
+
+def test_blocks_run_again_after_an_error_in_a_resumed_pass(raw):
+    whole, resume = logits_with(raw, TOKENS, {}), stream_at(raw, 1)
+
+    def fail(x):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        logits_with(raw, TOKENS, {Site("z", 1): fail}, resume)
+    assert torch.equal(logits_with(raw, TOKENS, {}), whole)
+
+
+def test_a_model_that_cannot_resume_gets_the_whole_pass(raw, monkeypatch):
+    whole, resume = logits_with(raw, TOKENS, {}), stream_at(raw, 1)
+
+    def refuse(*args, **kwargs):
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(raw.bridge), "_setup_start_at_layer", refuse)
+    hooks._can_resume.cache_clear()
+    try:
+        assert torch.equal(logits_with(raw, TOKENS, {}, resume), whole)
+    finally:
+        hooks._can_resume.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def rotary():
+    """A tiny random GPT-NeoX: rotary positions, attention and MLP in parallel."""
+    return load_model(ModelConfig(str(rotary_folder())), CPU)
+
+
+def test_positions_are_right_in_a_resumed_pass_of_a_rotary_model(rotary):
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(rotary_folder(), attn_implementation="eager").eval()
+    with torch.no_grad():
+        close(logits_with(rotary, TOKENS, {}), hf(TOKENS).logits, atol=1e-4)
+    resume = stream_at(rotary, 1)
+    assert hooks._can_resume(rotary)
+    assert torch.equal(logits_with(rotary, TOKENS, {}, resume), logits_with(rotary, TOKENS, {}))
+    edits = {Site("q", 1, 1): lambda x: -x}
+    assert torch.equal(logits_with(rotary, TOKENS, edits, resume), logits_with(rotary, TOKENS, edits))

@@ -8,6 +8,7 @@ import atexit
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,15 @@ D_HEAD = D_MODEL // N_HEADS
 WORDS = ("<bos>", *(f"w{i}" for i in range(46)))
 D_VOCAB = len(WORDS)
 CPU = torch.device("cpu")
+EXTRA_TENSORS = {
+    "relu": (),
+    "topk": (),
+    "jumprelu": ("threshold",),
+    "batchtopk": ("threshold",),
+    "matryoshka": ("threshold",),
+    "gated": ("b_gate", "r_mag"),
+}
+"""The tensors that each architecture has beside W_enc, b_enc, W_dec and b_dec."""
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -58,10 +68,32 @@ def save_model(folder: Path, seed: int = 0) -> Path:
     )
     model = GPT2LMHeadModel(config)
     noise = torch.Generator().manual_seed(seed)
+    return _save_random(model, folder, noise)
+
+
+def save_rotary_model(folder: Path) -> Path:
+    """A GPT-NeoX of the same sizes: rotary positions, attention and MLP in parallel."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=D_VOCAB,
+        hidden_size=D_MODEL,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=N_HEADS,
+        intermediate_size=4 * D_MODEL,
+        max_position_embeddings=N_CTX,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return _save_random(GPTNeoXForCausalLM(config), folder, torch.Generator().manual_seed(1))
+
+
+def _save_random(model, folder: Path, noise: torch.Generator) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             random = torch.randn(parameter.shape, generator=noise)
-            is_scale = ".ln_" in name and name.endswith("weight")
+            is_scale = (".ln_" in name or "layer_norm" in name) and name.endswith("weight")
             parameter.copy_(1 + 0.3 * random if is_scale else 0.35 * random)
     model.save_pretrained(folder)
     save_tokenizer(folder)
@@ -101,10 +133,15 @@ def random_sae(
     seed: int = 0,
     processing: str = "raw",
     scale: float = 1.0,
+    architecture: str | None = None,
+    **known: object,
 ) -> SAE:
-    """An SAE with random weights and nonzero biases; TopK where k is given, else ReLU."""
+    """An SAE with random weights and nonzero biases; TopK where k is given, else ReLU, or as asked.
+
+    Further keywords are fields of SAEInfo, such as normalize_activations.
+    """
     g = torch.Generator().manual_seed(seed)
-    architecture = "relu" if k is None else "topk"
+    architecture = architecture or ("relu" if k is None else "topk")
     info = SAEInfo(
         name=f"tiny/{site}.{architecture}-{d_sae}",
         model="tiny",
@@ -121,7 +158,11 @@ def random_sae(
         code_version="0",
     )
     shapes = ((d_in, d_sae), (d_sae,), (d_sae, d_in), (d_in,))
-    return SAE(info, *(scale * 0.4 * torch.randn(shape, generator=g) for shape in shapes))
+    tensors = [scale * 0.4 * torch.randn(shape, generator=g) for shape in shapes]
+    more = {name: scale * 0.4 * torch.randn(d_sae, generator=g) for name in EXTRA_TENSORS[architecture]}
+    if "threshold" in more:
+        more["threshold"] = more["threshold"].abs()
+    return SAE(replace(info, **known), *tensors, **more)
 
 
 @cache
@@ -130,6 +171,12 @@ def model_folder() -> Path:
     root = Path(tempfile.mkdtemp(prefix="atlas-tiny-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     return save_model(root / "tiny")
+
+
+@cache
+def rotary_folder() -> Path:
+    """The rotary model, written once per test run."""
+    return save_rotary_model(model_folder().parent / "rotary")
 
 
 @cache

@@ -1,12 +1,15 @@
-"""Read and replace activations at named sites during a forward pass."""
+"""Read and replace activations at named sites during a forward pass, or during its last part alone."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from atlas.errors import ConfigError
 from atlas.lm.load import LanguageModel
 from atlas.sites import STREAM_KINDS, Site
 
@@ -66,11 +69,28 @@ def capture(
     return {s: read_site(raw[s.hook_name], s) for s in sites}, {name: raw[name] for name in extra_hooks}
 
 
+class Resume(NamedTuple):
+    """Where a forward pass is taken up again: a layer, and the residual stream that enters it."""
+
+    layer: int
+    resid_pre: Float[Tensor, "batch pos d_model"]
+
+
 @torch.no_grad()
 def logits_with(
-    model: LanguageModel, tokens: Int[Tensor, "batch pos"], edits: Mapping[Site, Edit]
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch pos"],
+    edits: Mapping[Site, Edit],
+    resume: Resume | None = None,
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """The model's logits while each site in ``edits`` is replaced by what its function returns."""
+    """The model's logits while each site in ``edits`` is replaced by what its function returns.
+
+    With ``resume``, taken from a pass over the same tokens, the layers before it are not run again; the
+    logits are those of a whole pass. A model in which that cannot be done gets the whole pass.
+
+    Raises:
+        ConfigError: a site to edit lies before the layer at which the pass resumes.
+    """
 
     def hook_for(site: Site, edit: Edit) -> Callable[..., Tensor]:
         def replace(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - the hook protocol passes both
@@ -79,5 +99,61 @@ def logits_with(
         return replace
 
     hooks = [(site.hook_name, hook_for(site, edit)) for site, edit in edits.items()]
-    logits: Tensor = model.bridge.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
+    if resume is None:
+        return _logits(model, tokens, fwd_hooks=hooks)
+    early = [site for site in edits if site.layer < resume.layer]
+    if early:
+        raise ConfigError(
+            f"site {early[0].name} cannot be edited in a pass from layer {resume.layer}; "
+            f"allowed: layer {resume.layer} and later"
+        )
+    if not _can_resume(model):
+        return _logits(model, tokens, fwd_hooks=hooks)
+    return _resumed(model, resume, fwd_hooks=hooks)
+
+
+def _logits(model: LanguageModel, start: Tensor, **how: Any) -> Float[Tensor, "batch pos d_vocab"]:
+    logits: Tensor = model.bridge.run_with_hooks(start, return_type="logits", **how)
     return logits
+
+
+def _resumed(model: LanguageModel, resume: Resume, **how: Any) -> Float[Tensor, "batch pos d_vocab"]:
+    with _skipping(list(model.bridge.blocks[: resume.layer])):
+        return _logits(model, resume.resid_pre, start_at_layer=resume.layer, **how)
+
+
+@contextmanager
+def _skipping(blocks: Sequence[Any]) -> Iterator[None]:
+    """While inside, these blocks hand on what they are given.
+
+    The bridge's ``start_at_layer`` puts the residual in at its layer, with positions and masks as in a
+    whole pass, but runs the earlier layers all the same and throws away what they computed.
+    """
+
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else kwargs["hidden_states"]
+
+    # Into __dict__, because the bridge passes ordinary attributes on to the module that it wraps.
+    for block in blocks:
+        block.__dict__["forward"] = hand_on
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+@lru_cache(maxsize=1)
+@torch.no_grad()
+def _can_resume(model: LanguageModel) -> bool:
+    """Whether a resumed pass gives the logits of a whole one, tried on a few tokens."""
+    layer = model.shape.n_layers - 1
+    n = min(5, model.shape.n_ctx)
+    tokens = torch.arange(2 * n, device=model.device).reshape(2, n) % model.shape.d_vocab
+    site = Site("resid_pre", layer)
+    resid_pre = capture(model, tokens, [site])[0][site]
+    try:
+        found = _resumed(model, Resume(layer, resid_pre))
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+        return False
+    return torch.allclose(found, _logits(model, tokens), rtol=1e-4, atol=1e-4)
