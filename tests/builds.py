@@ -1,5 +1,6 @@
 """A build small enough to run several times in a test session, and what to compare of two releases."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from atlas.configs import (
@@ -7,7 +8,9 @@ from atlas.configs import (
     BuildConfig,
     CorpusConfig,
     EvalConfig,
+    FinetuneConfig,
     ModelConfig,
+    PruneConfig,
     SAEConfig,
     TrainConfig,
 )
@@ -27,6 +30,14 @@ SMALL = BuildConfig(
     evaluation=EvalConfig(6),
     analysis=AnalysisConfig(40, shard_blocks=16),
 )
+
+REFINED = replace(
+    SMALL,
+    train=replace(SMALL.train, parts=2),
+    prune=PruneConfig(max_activation=3.2, firing_rate=0.05, tokens=3000),
+    finetune=FinetuneConfig(tokens=4096, lr=5e-3),
+)
+"""The same SAEs, trained in two steps, pruned by limits that take some of them, and finetuned."""
 
 SMALL_TOML = """
 [model]

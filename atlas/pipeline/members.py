@@ -2,7 +2,8 @@
 
 The order is that of the [[sae]] tables; within a table by width of the site (as widths first occur), then
 by site; after them the imported ones as they are listed. It does not depend on the number of parts, and
-neither does any SAE, whose seed comes from its name.
+neither does any SAE, whose seed comes from its name: bit for bit where no bank is split, to rounding
+elsewhere.
 """
 
 from collections.abc import Sequence
