@@ -165,7 +165,9 @@ def sparsify(folder, name="layers.0.mlp", run=True, **config):
     stated |= {"k": K, "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": D_IN}
     write_json(place / "cfg.json", stated | config)
     if run:
-        write_json(folder / "config.json", {"model": "EleutherAI/pythia-70m", "dataset": "pile", "ctx_len": 99})
+        write_json(
+            folder / "config.json", {"model": "EleutherAI/pythia-70m", "dataset": "pile", "ctx_len": 99}
+        )
     p = f64(t)
 
     def formula(x):
@@ -197,7 +199,11 @@ def dictionary_learning(folder, kind="AutoEncoder", **trainer):
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / "ae.pt")
     stated = {"trainer_class": "X", "dict_class": kind, "activation_dim": D_IN, "dict_size": D_SAE, "seed": 5}
-    stated |= {"layer": LAYER, "lm_name": "EleutherAI/pythia-70m", "submodule_name": f"resid_post_layer_{LAYER}"}
+    stated |= {
+        "layer": LAYER,
+        "lm_name": "EleutherAI/pythia-70m",
+        "submodule_name": f"resid_post_layer_{LAYER}",
+    }
     if "k" in state:
         stated["k"] = K
     write_json(folder / "config.json", {"trainer": stated | trainer, "buffer": {"ctx_len": 128}})
@@ -225,7 +231,12 @@ def dictionary_learning(folder, kind="AutoEncoder", **trainer):
 
 def openmoss(folder, act="relu", norm="inference", by_norm=True, bias=True, average=9.0, **config):
     hook = f"blocks.{LAYER}.hook_mlp_out"
-    t = {"W_E": draw(0, D_IN, D_SAE), "b_E": draw(1, D_SAE), "W_D": draw(2, D_SAE, D_IN), "b_D": draw(3, D_IN)}
+    t = {
+        "W_E": draw(0, D_IN, D_SAE),
+        "b_E": draw(1, D_SAE),
+        "W_D": draw(2, D_SAE, D_IN),
+        "b_D": draw(3, D_IN),
+    }
     if act == "jumprelu":
         t["activation_function.log_jumprelu_threshold"] = draw(4, D_SAE) - 1
     if not bias:
@@ -310,7 +321,13 @@ def openmoss_second(folder, act="jumprelu", norm="dataset-wise", subtract=False,
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_file(t, folder / "checkpoints" / "final.safetensors")
     hook = f"blocks.{LAYER}.hook_resid_post"
-    stated = {"d_model": D_IN, "d_sae": D_SAE, "norm_activation": norm, "use_decoder_bias": True, "act_fn": act}
+    stated = {
+        "d_model": D_IN,
+        "d_sae": D_SAE,
+        "norm_activation": norm,
+        "use_decoder_bias": True,
+        "act_fn": act,
+    }
     stated |= {"jump_relu_threshold": 0.4, "top_k": K, "hook_point_in": hook, "hook_point_out": hook}
     stated |= {"apply_decoder_bias_to_pre_encoder": subtract, "sparsity_include_decoder_norm": by_norm}
     stated |= {"dataset_average_activation_norm": {"in": 5.0, "out": 5.0}, "model_name": "Llama-X"}

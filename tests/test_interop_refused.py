@@ -92,7 +92,9 @@ def test_every_tensor_is_needed_finite_and_of_its_shape(made):
     assert "W_skip" in refused(made)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00garbage\xff", b"[]", b"null", b'"x"', b"{}", b"{" * 99999, None])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00garbage\xff", b"[]", b"null", b'"x"', b"{}", b"{" * 99999, None]
+)
 @pytest.mark.parametrize("which", [0, 1])
 def test_garbage_is_refused(made, which, content):
     path = files_of(made)[which]
@@ -173,7 +175,12 @@ def change(path, keys, value):
         ("sparsify", ["k"], 11, "k 11 is not allowed; it must be from 1 to d_sae 10"),
         ("sparsify", ["d_in"], None, "d_in None"),
         ("dictionary_learning", ["trainer"], None, "no 'trainer'"),
-        ("dictionary_learning", ["trainer", "dict_class"], "CrossCoder", "allowed: AutoEncoder, AutoEncoderNew"),
+        (
+            "dictionary_learning",
+            ["trainer", "dict_class"],
+            "CrossCoder",
+            "allowed: AutoEncoder, AutoEncoderNew",
+        ),
         ("dictionary_learning", ["trainer", "dict_size"], 9, "d_sae 9"),
         ("dictionary_learning-batchtopk", ["trainer", "k"], 9, "config.json says k 9, ae.pt says 3"),
         ("openmoss", ["sae_type"], "crosscoder", "sae_type 'crosscoder' is not known; allowed: sae"),
@@ -183,7 +190,12 @@ def change(path, keys, value):
         ("openmoss", ["hook_point_out"], "blocks.9.hook_mlp_out", "is a transcoder"),
         ("openmoss-first", ["norm_activation"], "batch-wise", "'batch-wise' is not known"),
         ("openmoss-first", ["norm_activation"], "dataset-wise", "does not state"),
-        ("openmoss-first", ["apply_decoder_bias_to_pre_encoder"], True, "after the decoder bias is subtracted"),
+        (
+            "openmoss-first",
+            ["apply_decoder_bias_to_pre_encoder"],
+            True,
+            "after the decoder bias is subtracted",
+        ),
         ("openmoss-second", ["jump_relu_threshold"], None, "does not state the jump_relu_threshold"),
         ("openmoss-second", ["dataset_average_activation_norm"], {"in": 5.0, "out": 6.0}, "two norms"),
         ("openmoss-second", ["dataset_average_activation_norm"], {"in": -1.0}, "does not state"),

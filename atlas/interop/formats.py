@@ -1,5 +1,6 @@
 """The registry: every format, how it is found in a tree of files, read, and written."""
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,12 @@ def find(names: Collection[str], only: str | None = None) -> list[Found]:
         if only in (None, format_.name)
         for place in format_.places(names)
     ]
-    return sorted(found, key=lambda f: (f.place.at, f.format.name))
+    return sorted(found, key=lambda f: (_numbers(f.place.at), f.format.name))
+
+
+def _numbers(text: str) -> list[tuple[int, str]]:
+    """A key that puts L2 before L10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def tree(path: Path) -> tuple[Path, set[str]]:

@@ -63,6 +63,7 @@ def list_files(place: HubFolder) -> dict[str, HubFile]:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.hf_api import RepoFile
 
+    _quiet()
     cut = len(place.folder) + 1 if place.folder else 0
     try:
         api = HfApi(endpoint=constants.ENDPOINT)
@@ -71,6 +72,15 @@ def list_files(place: HubFolder) -> dict[str, HubFile]:
         raise unreachable(place.name, error) from None
     files = (entry for entry in entries if isinstance(entry, RepoFile))
     return {f.path[cut:]: HubFile(f.path, f.size, f.lfs.sha256 if f.lfs else f.blob_id) for f in files}
+
+
+def _quiet() -> None:
+    """No bars and no warnings of the library's own: what is said is said here."""
+    from huggingface_hub.utils.logging import set_verbosity_error
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    set_verbosity_error()
 
 
 def unreachable(what: str, error: Exception) -> SAEError:
@@ -141,9 +151,8 @@ def _append(repo: str, file: HubFile, handle: "_Counted", part: Path) -> None:
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    disable_progress_bars()
+    _quiet()
     done = part.stat().st_size
     if done >= file.size:
         return

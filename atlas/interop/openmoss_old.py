@@ -122,8 +122,12 @@ def _first(where: str, found: dict[str, Tensor], config: dict[str, Any]) -> dict
     tensors = renamed(where, found, names | factors)
     for name in factors:
         s = tensors.pop(name).float()
-        if s.shape != tensors["b_enc"].shape:
-            raise SAEError(f"{where}: {name} has shape {tuple(s.shape)}, one number per feature is needed")
+        width = tensors["W_enc"].shape[-1:]
+        if tensors["W_enc"].ndim != 2 or not s.shape == tensors["b_enc"].shape == width:
+            raise SAEError(
+                f"{where}: encoder, encoder_bias and {name} have the shapes {tuple(tensors['W_enc'].shape)}, "
+                f"{tuple(tensors['b_enc'].shape)} and {tuple(s.shape)}; one number per feature is needed"
+            )
         if not bool((s >= 0).all()):
             raise SAEError(f"{where}: {name} is below zero or NaN somewhere and cannot be folded in")
         tensors["W_enc"] = tensors["W_enc"] * s

@@ -58,10 +58,14 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         found = found["sae"]
     if not isinstance(found, dict) or not found:
         raise SAEError(f"{str(path)!r} holds no dict of tensors")
-    other = [key for key, value in found.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    other = [key for key, value in found.items() if not (isinstance(key, str) and _plain(value))]
     if other:
-        raise SAEError(f"{str(path)!r} holds more than tensors: {other[0]!r}")
+        raise SAEError(f"{str(path)!r} holds more than plain tensors: {other[0]!r}")
     return found
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
 
 
 def _refused(path: Path, message: str) -> str:

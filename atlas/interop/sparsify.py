@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from atlas.errors import SAEError, one_of
+from atlas.interop.folding import without_rescale
 from atlas.interop.foreign import Foreign, Place, folders_with, renamed, turned
 from atlas.interop.hooks import hook_of_module
 from atlas.interop.ours import said_by_us, what_we_say
@@ -88,6 +89,7 @@ def allows(sae: SAE) -> str | None:
 
 def write(sae: SAE, folder: Path) -> None:
     """Write a sparsify folder; whoever loads it by hook point wants it named so, such as ``layers.5``."""
+    sae = without_rescale(sae)
     unit = bool(torch.allclose(sae.W_dec.norm(dim=1), torch.ones(sae.d_sae), atol=1e-4))
     config = {
         "activation": "topk",
