@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from atlas.analysis import dfa
 from atlas.analysis.dfa import Attributions, DFAPass, Kept, columns_of, contributions, dfa_share, largest
+from atlas.configs import ARCHITECTURES, NORMALISATIONS, SPARSE_BY_K
 from atlas.corpus.tokens import TokenStore
 from atlas.lm.hooks import capture
 from atlas.progress import NullProgress
@@ -183,6 +184,47 @@ def test_folded_values_hold_no_value_bias(store):
         W = sae.W_enc[:, f].reshape(N_HEADS, D_HEAD)
         expected = (shift.reshape(N_HEADS, D_HEAD) * W).sum(1).numpy()
         np.testing.assert_allclose(raw.by_head[i] - folded.by_head[i], expected, atol=2e-5)
+
+
+def preactivation_by_hand(sae, x: np.ndarray, f: int) -> tuple[float, np.ndarray]:
+    """Pre-activation (gated: of the magnitude path) and each head's part of it, from the raw tensors."""
+    t = {name: tensor.double().numpy() for name, tensor in sae.tensors().items()}
+    mean, size = 0.0, 1.0
+    if sae.info.normalize_activations == "layer_norm":
+        mean, size = x.mean(), x.std(ddof=1) + 1e-5
+    elif sae.info.normalize_activations == "constant_norm_rescale":
+        size = np.linalg.norm(x) / np.sqrt(len(x))
+    inside = (x - mean) / size
+    if sae.info.apply_b_dec_to_input:
+        inside = inside - t["b_dec"]
+    w, gain = t["W_enc"][:, f], np.exp(t["r_mag"][f]) if "r_mag" in t else 1.0
+    pre = inside @ w * gain + t["b_enc"][f]
+    norm = np.linalg.norm(t["W_dec"][f]) if sae.info.rescale_acts_by_decoder_norm else 1.0
+    centre = w.mean() if sae.info.normalize_activations == "layer_norm" else 0.0
+    parts = (x * (w - centre) * gain * norm / size).reshape(N_HEADS, D_HEAD).sum(1)
+    return pre * norm, parts
+
+
+@pytest.mark.parametrize("b_dec_rescale", [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attribution_is_exact_for_every_kind_of_sae(store, architecture, normalisation, b_dec_rescale):
+    sae = random_sae(
+        architecture=architecture,
+        k=4 if architecture in SPARSE_BY_K else None,
+        seed=5,
+        normalize_activations=normalisation,
+        apply_b_dec_to_input=b_dec_rescale[0],
+        rescale_acts_by_decoder_norm=b_dec_rescale[1],
+    )
+    kept = kept_examples(20, 4)
+    (found,) = DFAPass(tiny_model(), [sae], [kept]).run(store, NullProgress())
+    z = capture(tiny_model(), torch.from_numpy(TOKENS), [sae.info.site])[0][sae.info.site].double().numpy()
+    for i, (f, b, p) in enumerate(zip(*kept, strict=True)):
+        pre, parts = preactivation_by_hand(sae, z[b, p], f)
+        assert found.pre_activation[i] == pytest.approx(pre, abs=2e-5)
+        assert found.by_head[i].sum() + sae.bias_term[f].item() == pytest.approx(pre, abs=2e-5)
+        np.testing.assert_allclose(found.by_head[i], parts, atol=2e-5)
 
 
 def test_no_examples(store):

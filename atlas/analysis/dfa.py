@@ -5,7 +5,9 @@ v[source, h], so the linear part of a z feature's pre-activation splits exactly:
 
     dfa[h, source] = pattern[h, position, source] * (v[source, h] . W_enc[h, f])
 
-Summed over heads and sources this is x . W_enc[:, f], and with the bias term the pre-activation.
+Summed over heads and sources this is x . W_enc[:, f], and with the bias term the pre-activation. W_enc are
+the directions as used: of a gated SAE the magnitude path. An SAE that normalises its input has every
+contribution divided by the token's own size, with a LayerNorm's mean taken out of W_enc[:, f].
 Sources: seed 001; seed 002 (the paper), row C4.
 """
 
@@ -19,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
@@ -91,6 +94,7 @@ class DFAPass:
         self.model, self.saes, self.kept = model, saes, kept
         self.order = [np.argsort(k.block, kind="stable") for k in kept]
         self.sorted_blocks = [k.block[order] for k, order in zip(kept, self.order, strict=True)]
+        self.directions = [attribution_directions(sae) for sae in saes]
         self.out = [self._empty(len(k.feature)) for k in kept]
 
     def _empty(self, n: int) -> Attributions:
@@ -133,7 +137,9 @@ class DFAPass:
         sae, kept, out = self.saes[i], self.kept[i], self.out[i]
         feature = torch.from_numpy(kept.feature[rows]).to(z.device)
         position = torch.from_numpy(kept.position[rows]).to(z.device)
-        columns = sae.W_enc[:, feature]
+        columns, scale = self.directions[i][:, feature], sae.scale(z[position])
+        if scale is not None:
+            columns = columns / scale.size.T
         dense = contributions(pattern, v, columns.reshape(self.model.shape.n_heads, -1, len(rows)), position)
         index, value, count = largest(dense)
         linear = (z[position].double() * columns.T.double()).sum(1)

@@ -14,6 +14,7 @@ from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
 from atlas.progress import Progress
 from atlas.sae.model import SAE
+from atlas.sae.normalise import scale_of
 from atlas.sites import Site
 
 BATCH_BLOCKS = 16
@@ -21,13 +22,18 @@ Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class ShardPass:
-    """Collects activations (without position 0) and moments of every site, batch by batch."""
+    """Collects activations (without position 0) and moments of every site, batch by batch.
+
+    SAEs that normalise their input have moments of their own: of x divided by the token's size.
+    """
 
     def __init__(self, model: LanguageModel, saes: Sequence[SAE], store: TokenStore) -> None:
         self.model, self.saes, self.store = model, saes, store
         self.sites = tuple(dict.fromkeys(sae.info.site for sae in saes))
         self.triples: list[list[Triples]] = [[] for _ in saes]
-        self.moments = {site: Moments.empty(site.d_in(model.shape)) for site in self.sites}
+        self.moments = {
+            (sae.info.site, sae.info.normalize_activations): Moments.empty(sae.d_in) for sae in saes
+        }
 
     @torch.no_grad()
     def update(self, blocks: range) -> None:
@@ -37,8 +43,9 @@ class ShardPass:
         activations, _ = capture(self.model, tokens, self.sites)
         occurrence = np.add.outer(np.array(blocks) * context, np.arange(1, context)).ravel()
         flat = {site: x[:, 1:].reshape(-1, x.shape[-1]).float() for site, x in activations.items()}
-        for site, x in flat.items():
-            self.moments[site].update(x)
+        for (site, how), moments in self.moments.items():
+            scale = scale_of(flat[site], how)
+            moments.update(flat[site] if scale is None else flat[site] / scale.size)
         for sae, kept in zip(self.saes, self.triples, strict=True):
             row, feature, value = (t.cpu().numpy() for t in sae.active(flat[sae.info.site]))
             kept.append((feature, occurrence[row], value))
@@ -51,12 +58,16 @@ class ShardPass:
             progress.update(batch.stop - blocks.start, len(blocks))
 
     def save(self, folder: Path) -> None:
-        """Write one file per SAE and one per site."""
+        """Write one file per SAE, and one per site and normalisation."""
         context = self.store.meta.context
         for i, (sae, kept) in enumerate(zip(self.saes, self.triples, strict=True)):
             FeatureActs.collect(kept, sae.d_sae, context).save(folder / f"acts-{i:05d}.npz")
-        for site, m in self.moments.items():
-            np.savez(folder / f"moments-{site.name}.npz", n=m.n, total=m.total, outer=m.outer)
+        for (site, how), m in self.moments.items():
+            np.savez(_moments_file(folder, site, how), n=m.n, total=m.total, outer=m.outer)
+
+
+def _moments_file(folder: Path, site: Site, how: str) -> Path:
+    return folder / (f"moments-{site.name}.npz" if how == "none" else f"moments-{site.name}-{how}.npz")
 
 
 def load_acts(shards: Sequence[Path], index: int) -> FeatureActs:
@@ -64,11 +75,11 @@ def load_acts(shards: Sequence[Path], index: int) -> FeatureActs:
     return FeatureActs.merge(FeatureActs.load(folder / f"acts-{index:05d}.npz") for folder in shards)
 
 
-def load_moments(shards: Sequence[Path], site: Site) -> Moments:
-    """One site's moments over all shards, merged in the shards' order."""
+def load_moments(shards: Sequence[Path], site: Site, normalize_activations: str = "none") -> Moments:
+    """Moments of one site, as SAEs of this normalisation need them, over all shards in the shards' order."""
     merged: Moments | None = None
     for folder in shards:
-        path = folder / f"moments-{site.name}.npz"
+        path = _moments_file(folder, site, normalize_activations)
         try:
             with np.load(path, allow_pickle=False) as file:
                 part = Moments(int(file["n"]), file["total"], file["outer"])

@@ -29,31 +29,45 @@ def decoder_share(W_dec: Float[Tensor, "d_sae d_in"], n_heads: int) -> Float[Ten
 
 
 def weight_statistics(sae: SAE) -> Columns:
-    """Norms of encoder and decoder direction, the cosine between them, and the encoder's bias."""
-    W_enc, W_dec = sae.W_enc.double().T, sae.W_dec.double()
+    """Norms of encoder and decoder direction, the cosine between them, and the encoder's bias, as used.
+
+    As used: with a gated SAE's exp(r_mag), and with the decoder's norm where the SAE rescales by it.
+    """
+    W_enc, W_dec = sae.encoder_directions.double().T, sae.decoder_directions.double()
     encoder_norm, decoder_norm = W_enc.norm(dim=1), W_dec.norm(dim=1)
+    norms = sae.W_dec.double().norm(dim=1)
     cosine = (W_enc * W_dec).sum(1) / (encoder_norm * decoder_norm).clamp_min(1e-30)
     return {
         "encoder_norm": encoder_norm.cpu().numpy(),
         "decoder_norm": decoder_norm.cpu().numpy(),
         "encoder_decoder_cosine": cosine.cpu().numpy(),
-        "bias": sae.b_enc.double().cpu().numpy(),
+        "bias": (sae.b_enc.double() * (norms if sae.info.rescale_acts_by_decoder_norm else 1)).cpu().numpy(),
     }
 
 
+def attribution_directions(sae: SAE) -> Float[Tensor, "d_in d_sae"]:
+    """W so that the pre-activation is (x W) / size + ``sae.bias_term``, size the token's own (1 where none).
+
+    A LayerNorm's mean is taken out of the directions instead of the token: (x - mean(x)) . w equals
+    x . (w - mean(w)), which splits over the heads of x.
+    """
+    W = sae.encoder_directions
+    return W - W.mean(0) if sae.info.normalize_activations == "layer_norm" else W
+
+
 def residual_directions(model: LanguageModel, sae: SAE) -> Float[Tensor, "d_sae d_model"] | None:
-    """What each feature writes into the residual stream; None where a site does not write there (q, k).
+    """What one unit of each feature writes into the residual stream; None where a site does not (q, k).
 
     z and v go through W_O of their heads (v as if attended to in full); sites in the stream are already
     there.
     """
     site = sae.info.site
     if site.kind in STREAM_KINDS:
-        return sae.W_dec
+        return sae.decoder_directions
     if site.kind in ("q", "k"):
         return None
     W_O = model.W_O(site.layer)
-    return sae.W_dec @ (W_O.flatten(0, 1) if site.head is None else W_O[site.head])
+    return sae.decoder_directions @ (W_O.flatten(0, 1) if site.head is None else W_O[site.head])
 
 
 def logit_effects(model: LanguageModel, sae: SAE) -> tuple[Columns, Columns]:
@@ -126,7 +140,9 @@ def fve(W_enc: np.ndarray, covariance: np.ndarray, n_heads: int) -> np.ndarray:
 
     p = x . W_enc[:, f] is the linear part of the pre-activation and d_h head h's part of it, so in closed
     form FVE = (W_enc[h, f]^T C[h, :] W_enc[:, f]) / (W_enc[:, f]^T C W_enc[:, f]) with C = Cov(x). It sums
-    to 1 over heads and may leave [0, 1]; NaN where p does not vary. Source: seed 001, row B3.
+    to 1 over heads and may leave [0, 1]; NaN where p does not vary. Of an SAE that normalises its input,
+    x stands for x divided by the token's size and W_enc for ``attribution_directions``, so that the parts
+    are those of DFA. Source: seed 001, row B3.
 
     >>> fve(np.array([[1.0], [1.0]]), np.diag([3.0, 1.0]), n_heads=2).tolist()
     [[0.75, 0.25]]

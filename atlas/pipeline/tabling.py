@@ -10,7 +10,13 @@ from atlas import __version__
 from atlas.analysis import corpus as summaries
 from atlas.analysis.dfa import DFAPass, Kept, columns_of, dfa_share
 from atlas.analysis.shard import ShardPass, load_acts, load_moments
-from atlas.analysis.weights import decoder_share, fve, logit_effects, weight_statistics
+from atlas.analysis.weights import (
+    attribution_directions,
+    decoder_share,
+    fve,
+    logit_effects,
+    weight_statistics,
+)
 from atlas.corpus.tokens import load_tokenizer, vocabulary
 from atlas.pipeline.execute import RELEASE_NOTE, Context
 from atlas.pipeline.inputs import (
@@ -75,7 +81,7 @@ def _has_heads(sae: SAE) -> bool:
 def _top_head(sae: SAE, n_heads: int) -> np.ndarray | None:
     if not _has_heads(sae):
         return None
-    return decoder_share(sae.W_dec, n_heads).argmax(1).cpu().numpy()
+    return decoder_share(sae.decoder_directions, n_heads).argmax(1).cpu().numpy()
 
 
 def dfa(context: Context) -> None:
@@ -102,7 +108,7 @@ def dfa(context: Context) -> None:
         write_columns(folder, "dfa", keys | columns_of(result, bias))
         is_top = examples["example_group"].to_numpy() == "top"
         share = dfa_share(result, where.feature, is_top, sae.d_sae)
-        covariance = load_moments(shards, sae.info.site).covariance()
+        covariance = load_moments(shards, sae.info.site, sae.info.normalize_activations).covariance()
         _write_attribution(folder, sae, model.shape.n_heads, share, covariance)
 
 
@@ -113,8 +119,8 @@ def _write_attribution(
         "sae": sae.info.name,
         "feature": np.repeat(np.arange(sae.d_sae), n_heads),
         "head": np.tile(np.arange(n_heads), sae.d_sae),
-        "decoder_share": decoder_share(sae.W_dec, n_heads).cpu().numpy().ravel(),
-        "fve": fve(sae.W_enc.cpu().numpy(), covariance, n_heads).ravel(),
+        "decoder_share": decoder_share(sae.decoder_directions, n_heads).cpu().numpy().ravel(),
+        "fve": fve(attribution_directions(sae).cpu().numpy(), covariance, n_heads).ravel(),
         "dfa_share": share.ravel(),
     }
     write_columns(folder, "head_attribution", columns)
