@@ -20,6 +20,7 @@ from tests import foreign
 from tests.hub_server import Hub
 
 WIDE = 48
+NOTHING = Given()
 CHUNK = 512
 CUT = 1500
 """Bytes after which the server breaks off; whole chunks of them arrive."""
@@ -60,7 +61,7 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-def run(home, place=KISSANE_GPT2, given=Given(), only=None):
+def run(home, place=KISSANE_GPT2, given=NOTHING, only=None):
     arrived = []
     return list(HubImport(home, place, only).run(given, arrived.append)), sum(arrived)
 

@@ -52,10 +52,13 @@ def save(tensors, path):
 
 def refused(path, given=GIVEN, only=None):
     """The message that everything wrong ends in: an SAEError of one line."""
-    with pytest.raises(SAEError) as caught:
+
+    def read_all():
         root, found = find_at(path, only)
-        for item in found:
-            read(item, root, given, "here")
+        return [read(item, root, given, "here") for item in found]
+
+    with pytest.raises(SAEError) as caught:
+        read_all()
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 700
@@ -219,7 +222,7 @@ def test_old_saelens_configs_that_say_something_else(tmp_path):
 
 
 def test_saelens_scaling_factors(tmp_path):
-    path, formula = foreign.saelens(tmp_path / "s")
+    path, _ = foreign.saelens(tmp_path / "s")
     weights = path / "sae_weights.safetensors"
     ones = load_file(weights) | {"scaling_factor": torch.ones(foreign.D_SAE)}
     save_file(ones, weights)

@@ -22,6 +22,8 @@ from atlas.settings import load_settings
 from tests import foreign
 from tests.tiny import random_sae
 
+TINY = Given(model="tiny")
+
 
 def an_sae(architecture, seed=0, d_in=6, d_sae=10, site="L01.mlp_out", **info) -> SAE:
     """A random SAE of any architecture, decoder rows of many lengths."""
@@ -46,7 +48,7 @@ def same_function(one: SAE, other: SAE, tolerance=2e-5):
     torch.testing.assert_close(other.reconstruct(x), one.reconstruct(x), atol=tolerance, rtol=1e-4)
 
 
-def imported(home, path, given=Given(model="tiny")):
+def imported(home, path, given=TINY):
     (outcome,) = import_path(home, path, given)
     assert outcome.error is None, outcome.error
     return outcome.entry

@@ -6,6 +6,7 @@ What arrives is checked against the hub's own digest of it.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -76,11 +77,10 @@ def list_files(place: HubFolder) -> dict[str, HubFile]:
 
 def _quiet() -> None:
     """No bars and no warnings of the library's own: what is said is said here."""
-    from huggingface_hub.utils.logging import set_verbosity_error
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def unreachable(what: str, error: Exception) -> SAEError:
@@ -150,7 +150,7 @@ def download(repo: str, file: HubFile, target: Path, progress: Progress) -> None
 def _append(repo: str, file: HubFile, handle: "_Counted", part: Path) -> None:
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     _quiet()
     done = part.stat().st_size

@@ -52,9 +52,9 @@ def read(folder: Path) -> Foreign:
     config = read_json(folder / CONFIG)
     one_of(f"{where}: sae_type", config.get("sae_type", "sae"), ("sae",), SAEError)
     refuse_transcoders(where, config)
-    activation = config.get("act_fn")
+    activation = str(config.get("act_fn"))
     one_of(f"{where}: act_fn", activation, ("relu", "topk", "jumprelu"), SAEError)
-    normalisation = config.get("norm_activation")
+    normalisation = str(config.get("norm_activation"))
     one_of(f"{where}: norm_activation", normalisation, _NORMALISATIONS, SAEError)
     found = read_safetensors(folder / WEIGHTS)
     norms = {key.removeprefix(_NORM): found.pop(key) for key in list(found) if key.startswith(_NORM)}
@@ -62,8 +62,7 @@ def read(folder: Path) -> Foreign:
     if normalisation == "dataset-wise":
         n = math.sqrt(whole(where, config, "d_model")) / _norm(where, norms, config)
         tensors |= scaled(tensors, n)
-    gated_by_norm = config.get("sparsity_include_decoder_norm", activation == "relu" or None)
-    one_of(f"{where}: sparsity_include_decoder_norm", gated_by_norm, (True, False), SAEError)
+    gated_by_norm = _gated_by_norm(where, config, activation)
     if activation == "jumprelu" and gated_by_norm:
         tensors["threshold"] = tensors["threshold"] / found["W_D"].double().norm(dim=1)
     return Foreign(
@@ -78,6 +77,13 @@ def read(folder: Path) -> Foreign:
         rescale_acts_by_decoder_norm=activation == "topk" and gated_by_norm,
         **(said_of_site(config) | said_by_us(where, config)),
     )
+
+
+def _gated_by_norm(where: str, config: dict[str, Any], activation: str) -> bool:
+    """Whether decoder norms decide which features fire; a ReLU's do not."""
+    stated = config.get("sparsity_include_decoder_norm", activation == "relu" or None)
+    one_of(f"{where}: sparsity_include_decoder_norm", stated, (True, False), SAEError)
+    return bool(stated)
 
 
 def said_of_site(config: dict[str, Any]) -> dict[str, Any]:
