@@ -26,7 +26,7 @@ def log_rows(sae: str, l1_coefficient: float | None = None, dead: float = 0.03) 
     """Loss parts that sum to the loss, and curves that level off."""
     rows = []
     for step in STEPS:
-        left = 0.97**step
+        left = (0.955 + 0.03 * _share(sae, "rate")) ** step
         mse, sparsity = 5 * left + 1, (l1_coefficient or 0.0) * (2 - left)
         aux = 0.0 if l1_coefficient else 0.02 * left
         rows.append({
