@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "atlas.cli.imports",
     "app": "atlas.cli.app",
     "sql": "atlas.cli.sql",
+    "report": "atlas.cli.report",
     "schema": "atlas.cli.schema",
     "releases": "atlas.cli.releases",
     "status": "atlas.cli.status",
