@@ -186,6 +186,15 @@ def test_the_cache_changes_no_digest(home):
     assert cached.steps == make_plan(REFINED, settings_at(home)).steps
 
 
+def test_a_build_from_the_cache_is_the_same_build(home, tmp_path):
+    machine = settings_at(tmp_path)
+    tokens = make_plan(REFINED, machine).step("tokens").folder
+    shutil.copytree(home / "steps" / tokens, machine.steps / tokens)
+    build(tmp_path, replace(REFINED, train=replace(REFINED.train, cache=True, cache_gb=1.0)))
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) > 10**5
+    assert table_digests(tmp_path) == table_digests(home)
+
+
 def test_stopped_while_finetuning_and_resumed_is_never_stopped(home, tmp_path):
     machine = settings_at(tmp_path)
     shutil.copytree(home / "steps", machine.steps)
