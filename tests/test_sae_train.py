@@ -106,7 +106,7 @@ def test_every_architecture_resumes_exactly_and_alone_is_the_same(model, store, 
     alone = tensors(training(model, store, [config], SITES[1:2], short).run(tmp_path / "b", NullProgress()))
     assert alone
     for name, tensor in alone.items():
-        assert torch.allclose(tensor, expected[name], atol=2e-4), name
+        assert torch.equal(tensor, expected[name]), name
 
 
 @pytest.mark.parametrize("config", [*SAES, *OTHERS], ids=lambda c: f"{c.architecture}-{c.decoder}")
@@ -267,7 +267,7 @@ def test_live_rows_are_the_tables(model, store, tmp_path):
 def test_a_member_of_a_bank_is_the_sae_trained_alone(model, store, undisturbed, tmp_path):
     alone = training(model, store, SAES[:1], SITES[1:2]).run(tmp_path / "c", NullProgress())
     for name, tensor in tensors(alone).items():
-        assert torch.allclose(tensor, undisturbed[0][name], atol=2e-4), name
+        assert torch.equal(tensor, undisturbed[0][name]), name
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut", "no state", "no chunk", "wrong shape", "other run"])

@@ -167,7 +167,7 @@ class Bank:
     def _grad(self, name: str) -> Tensor:
         """The gradient of a parameter, made when it is first asked for."""
         p: Tensor = getattr(self, name)
-        gradient: Tensor | None = p.grad
+        gradient: Tensor | None = getattr(p, "grad", None)
         if gradient is None:
             gradient = p.grad = torch.zeros_like(p)
         return gradient

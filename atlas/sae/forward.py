@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atlas.configs import SAEConfig
-from atlas.sae import topk as selection
 from atlas.sae.sparse import Pattern, selected_preactivations, sparse_decode
+from atlas.sae.topk import top_k, top_of_batch
 
 Params = Mapping[str, Tensor]
 
@@ -98,8 +98,12 @@ def squared_error(x: Float[Tensor, "n batch d_in"], x_hat: Float[Tensor, "n batc
 
 
 def _bias(p: Params, name: str = "b_enc") -> Float[Tensor, "n d_sae"]:
-    """The encoder's bias with b_dec taken out of x."""
-    return p[name] - (p["W_enc"] @ p["b_dec"][:, :, None]).squeeze(2)
+    """The encoder's bias with b_dec taken out of x.
+
+    SAE by SAE, since a batched product of matrix and vector rounds differently in different company.
+    """
+    taken = [torch.mv(W, b) for W, b in zip(p["W_enc"], p["b_dec"], strict=True)]
+    return p[name] - torch.stack(taken)
 
 
 def _l1(f: Tensor, p: Params, config: SAEConfig) -> Float[Tensor, " n"]:
@@ -191,18 +195,18 @@ def _chosen(pre: Tensor, configs: Sequence[SAEConfig]) -> tuple[Tensor, Tensor, 
     n, batch, d_sae = pre.shape
     ks = [min(c.k, d_sae) for c in configs]
     if configs[0].architecture == "topk" and len(set(ks)) == 1:
-        values, index = selection.top_k(pre.reshape(n * batch, d_sae), ks[0])
+        values, index = top_k(pre.reshape(n * batch, d_sae), ks[0])
         row = torch.arange(n * batch, device=pre.device).repeat_interleave(ks[0])
         offset = torch.div(row, batch, rounding_mode="floor") * d_sae
         return row, index.reshape(-1) + offset, values.reshape(-1)
     rows, features, kept = [], [], []
     for s, k in enumerate(ks):
         if configs[s].architecture == "topk":
-            values, index = selection.top_k(pre[s], k)
+            values, index = top_k(pre[s], k)
             row = torch.arange(batch, device=pre.device).repeat_interleave(k)
             index, values = index.reshape(-1), values.reshape(-1)
         else:
-            row, index, values = selection.top_of_batch(pre[s], k * batch)
+            row, index, values = top_of_batch(pre[s], k * batch)
         rows.append(row + s * batch)
         features.append(index + s * d_sae)
         kept.append(values)
