@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -241,3 +242,14 @@ def test_every_command_of_the_page(tmp_path, monkeypatch, home):
     state = torch.load(tmp_path / "exported-ae" / "ae.pt", weights_only=True)
     source = torch.load(next(Path("published").glob("*_L5_*.pt")), weights_only=True)
     assert torch.equal(state["encoder.weight"], source["W_enc"].T)
+
+
+def test_downloads_say_how_far_they_are_without_a_terminal():
+    said = []
+    lines = imports._Lines(said.append, "kissane-gpt2", 40_000_000)
+    lines.update(10_000_000)
+    assert said == []
+    lines.seconds = 0.0
+    lines.update(10_000_000)
+    (line,) = said
+    assert re.fullmatch(r"  kissane-gpt2: 20\.0/40\.0 MB, [\d.e+]+ MB/s, \d+ s left", line)

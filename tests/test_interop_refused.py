@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from atlas.errors import SAEError
@@ -50,12 +52,12 @@ def save(tensors, path):
         save_file({name: t.contiguous() for name, t in tensors.items()}, path)
 
 
-def refused(path, given=GIVEN, only=None):
+def refused(path, said=GIVEN, only=None):
     """The message that everything wrong ends in: an SAEError of one line."""
 
     def read_all():
         root, found = find_at(path, only)
-        return [read(item, root, given, "here") for item in found]
+        return [read(item, root, said, "here") for item in found]
 
     with pytest.raises(SAEError) as caught:
         read_all()
@@ -289,3 +291,37 @@ def test_places_that_hold_nothing(tmp_path):
     assert "holds no SAE" in refused(foreign.saelens(tmp_path / "s")[0], only="kissane")
     assert "cannot be read" in refused(tmp_path / ("x" * 300)) or os.name == "nt"
     assert find([]) == []
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 99)
+    | st.floats(-9, 9)
+    | st.sampled_from(["", "x", "topk", "relu"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["in", "k", "a"]), inner, max_size=2)
+    ),
+    max_leaves=3,
+)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_whatever_a_config_says_it_is_read_or_refused(tmp_path_factory, kind, data):
+    """Any value of any key: never another error than ours, and never a line break in it."""
+    made = MAKERS[kind](tmp_path_factory.mktemp("odd") / "made")[0]
+    path = files_of(made)[0]
+    config = json.loads(path.read_text())
+    inner = next((config[k] for k in ("metadata", "trainer") if k in config), config)
+    for place in data.draw(st.lists(st.sampled_from([config, inner]), min_size=1, max_size=3)):
+        place[data.draw(st.sampled_from(sorted(place)))] = data.draw(ODD)
+    path.write_text(json.dumps(config))
+    root, (found,) = find_at(made)
+    message = ""
+    try:
+        read(found, root, data.draw(st.sampled_from([GIVEN, Given(), Given(model="tiny")])), "here")
+    except SAEError as error:
+        message = str(error)
+    assert "\n" not in message

@@ -1,5 +1,7 @@
 """``atlas import`` and ``atlas export``: other people's SAE files, in and out."""
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,7 +159,9 @@ def _download_display(name: str, total: int) -> Iterator[Callable[[int], None]]:
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=console, transient=True) as bars:
+        # Lines for a pipe must not end on the terminal with the bar.
+        both = sys.stdout.isatty()
+        with Progress(*columns, console=console, transient=True, redirect_stdout=both) as bars:
             task = bars.add_task(name, total=total)
             yield lambda n: bars.update(task, advance=n)
 
@@ -168,15 +172,13 @@ class _Lines:
     seconds = 10.0
 
     def __init__(self, say: Callable[[str], None], name: str, total: int) -> None:
-        import time
-
-        self._clock, self._say, self._name, self._total = time.monotonic, say, name, total
-        self._started = self._said = self._clock()
+        self._say, self._name, self._total = say, name, total
+        self._started = self._said = time.monotonic()
         self._done = 0
 
     def update(self, arrived: int) -> None:
         self._done += arrived
-        now = self._clock()
+        now = time.monotonic()
         if now - self._said < self.seconds:
             return
         self._said = now
