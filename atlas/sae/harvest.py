@@ -88,26 +88,60 @@ class Source(Protocol):
 
 
 class Harvest:
-    """Chunks made by running the model: one pass per batch of blocks feeds every site."""
+    """Chunks made by running the model: one pass per batch of blocks feeds every site.
+
+    The model always sees BATCH_BLOCKS blocks at once, because matrix products of another shape may add in
+    another order. So a block's activations are the same bits whatever its companions, in a stream or in a
+    cache. A last batch that is not full takes blocks of the next chunk along, whose activations are kept.
+    """
 
     def __init__(self, model: LanguageModel, stream: Stream, sites: Sequence[Site]) -> None:
         self.model, self.stream, self.sites = model, stream, tuple(dict.fromkeys(sites))
+        self._ahead: dict[int, dict[Site, Tensor]] = {}
 
     def chunk(self, number: int) -> Chunk:
         """The chunk of that number."""
-        return self.blocks(self.stream.block_numbers(number))
+        return self.blocks(self.stream.block_numbers(number), self.stream.block_numbers(number + 1))
 
-    def blocks(self, numbers: np.ndarray) -> Chunk:
-        """The blocks of these numbers."""
-        tokens = torch.from_numpy(self.stream.store.blocks(numbers)).to(self.model.device)
+    def blocks(self, numbers: np.ndarray, later: Sequence[int] | np.ndarray = ()) -> Chunk:
+        """The blocks of these numbers; ``later`` are asked for next, and may fill up the last batch."""
+        row = {block: i for i, block in enumerate(dict.fromkeys(map(int, numbers)))}
+        ahead, self._ahead = self._ahead, {}
         whole: dict[Site, Tensor] = {}
-        for start in range(0, len(numbers), BATCH_BLOCKS):
-            batch = tokens[start : start + BATCH_BLOCKS]
-            activations, _ = capture(self.model, batch, self.sites)
-            for site, values in activations.items():
-                out = whole.setdefault(site, values.new_empty(*tokens.shape, values.shape[-1]))
-                out[start : start + len(batch)] = rounded(values, self.stream.dtype)
-        return Chunk(tokens, whole)
+        for block in row.keys() & ahead.keys():
+            self._put(whole, len(row), [row[block]], {s: v[None] for s, v in ahead[block].items()})
+        new = [block for block in row if block not in ahead]
+        spare = [block for block in dict.fromkeys(map(int, later)) if block not in row]
+        self._ahead = {block: ahead[block] for block in spare if block in ahead}
+        spare = [block for block in spare if block not in ahead]
+        for start in range(0, len(new), BATCH_BLOCKS):
+            mine = new[start : start + BATCH_BLOCKS]
+            full = [*mine, *spare[: BATCH_BLOCKS - len(mine)]]
+            values = self._run(full)
+            self._put(whole, len(row), [row[block] for block in mine], values)
+            for i, block in enumerate(full[len(mine) :], len(mine)):
+                self._ahead[block] = {site: v[i].clone() for site, v in values.items()}
+        if len(row) < len(numbers):
+            at = torch.tensor([row[int(block)] for block in numbers], device=self.model.device)
+            whole = {site: values[at] for site, values in whole.items()}
+        return Chunk(self.tokens(numbers), whole)
+
+    def tokens(self, numbers: Sequence[int] | np.ndarray) -> Int[Tensor, "blocks pos"]:
+        """The tokens of these blocks, on the model's device."""
+        return torch.from_numpy(self.stream.store.blocks(numbers)).to(self.model.device)
+
+    def _run(self, blocks: list[int]) -> dict[Site, Tensor]:
+        """One forward pass of BATCH_BLOCKS blocks; the first block stands in for those that lack."""
+        padded = [*blocks, *blocks[:1] * (BATCH_BLOCKS - len(blocks))]
+        return capture(self.model, self.tokens(padded), self.sites)[0]
+
+    def _put(self, whole: dict[Site, Tensor], n: int, rows: list[int], values: dict[Site, Tensor]) -> None:
+        """Write the first activations of a batch into their rows of the chunk, rounded."""
+        at = torch.tensor(rows, device=self.model.device)
+        for site, x in values.items():
+            if site not in whole:
+                whole[site] = torch.empty(n, *x.shape[1:], device=x.device)
+            whole[site][at] = rounded(x[: len(rows)], self.stream.dtype)
 
 
 def rounded(x: Tensor, dtype: str) -> Tensor:
