@@ -3,6 +3,7 @@
 x: activations at the evaluated tokens, x^: their reconstructions, f: feature activations.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +38,7 @@ class ReconstructionSums:
         active_features: Int[Tensor, " n_active"],
     ) -> None:
         """Add a batch: activations, reconstructions, and the feature number of every activation > 0."""
-        x, x_hat = x.double().cpu(), x_hat.double().cpu()
+        x, x_hat = x.double(), x_hat.double()
         norm, norm_hat = x.norm(dim=1), x_hat.norm(dim=1)
         self.n += len(x)
         self.n_active += len(active_features)
@@ -45,8 +46,16 @@ class ReconstructionSums:
         self.norm += x.square().sum().item()
         self.cosine += ((x * x_hat).sum(1) / (norm * norm_hat).clamp_min(1e-12)).sum().item()
         self.l2_ratio += (norm_hat / norm.clamp_min(1e-12)).sum().item()
-        self.total += x.sum(0)
-        self.fired[active_features.cpu()] = True
+        self.total += x.sum(0).cpu()
+        self.fired[torch.unique(active_features).cpu()] = True
+
+    def merge(self, other: "ReconstructionSums") -> "ReconstructionSums":
+        """The sums of both samples together."""
+        merged = ReconstructionSums(self.d_in, self.d_sae)
+        for name in ("n", "n_active", "error", "norm", "cosine", "l2_ratio", "total"):
+            setattr(merged, name, getattr(self, name) + getattr(other, name))
+        merged.fired = self.fired | other.fired
+        return merged
 
     def metrics(self) -> dict[str, float]:
         """The metrics of everything added so far.
@@ -64,7 +73,7 @@ class ReconstructionSums:
         return {
             "l0": self.n_active / n,
             "mse": self.error / n / self.d_in,
-            "variance_explained": 1 - self.error / variance if variance > 0 else float("nan"),
+            "variance_explained": 1 - self.error / variance if variance > 0 else math.nan,
             "cosine": self.cosine / n,
             "l2_ratio": self.l2_ratio / n,
             "alive": alive,
@@ -72,17 +81,30 @@ class ReconstructionSums:
         }
 
 
-def cross_entropy_sum(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> float:
-    """Summed next-token cross-entropy in nats over the ``pos - 1`` predictions of each row."""
-    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
-    return F.cross_entropy(flat, tokens[:, 1:].reshape(-1), reduction="sum").item()
+def predictions(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch next d_vocab"]:
+    """Log probabilities of the ``pos - 1`` predictions of each row that have a next token to meet."""
+    return logits[:, :-1].float().log_softmax(-1)
 
 
-def kl_sum(clean: Float[Tensor, "batch pos d_vocab"], other: Float[Tensor, "batch pos d_vocab"]) -> float:
-    """Summed KL(p_clean || p_other) in nats over the same predictions."""
-    log_p = clean[:, :-1].float().log_softmax(-1)
-    log_q = other[:, :-1].float().log_softmax(-1)
-    return F.kl_div(log_q, log_p, reduction="sum", log_target=True).item()
+def cross_entropy_sum(log_p: Float[Tensor, "batch next d_vocab"], tokens: Int[Tensor, "batch pos"]) -> float:
+    """Summed next-token cross-entropy in nats of ``predictions``.
+
+    >>> log_p = torch.tensor([[[0.25, 0.75]]]).log()
+    >>> round(cross_entropy_sum(log_p, torch.tensor([[1, 0]])), 6), round(math.log(4), 6)
+    (1.386294, 1.386294)
+    """
+    return -log_p.gather(2, tokens[:, 1:, None]).double().sum().item()
+
+
+def kl_sum(log_p: Float[Tensor, "batch next d_vocab"], log_q: Float[Tensor, "batch next d_vocab"]) -> float:
+    """Summed KL(p || q) in nats over ``predictions``.
+
+    >>> p, q = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.25, 0.75]]]).log()
+    >>> round(kl_sum(p, q), 6), round(0.5 * math.log(2) + 0.5 * math.log(2 / 3), 6)
+    (0.143841, 0.143841)
+    """
+    terms = F.kl_div(log_q, log_p, reduction="none", log_target=True)
+    return terms.sum(-1).double().sum().item()
 
 
 def recovered(clean: float, spliced: float, ablated: float) -> float:
@@ -92,4 +114,4 @@ def recovered(clean: float, spliced: float, ablated: float) -> float:
     0.75
     """
     gap = ablated - clean
-    return (ablated - spliced) / gap if gap != 0 else float("nan")
+    return (ablated - spliced) / gap if gap != 0 else math.nan
