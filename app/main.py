@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import navigation, state, style
 from app.views import atlas as atlas_view
-from app.views import feature, head, jobs, overview, sql
+from app.views import feature, head, jobs, overview, sql, training
 from atlas.errors import AtlasError, StoreError
 from atlas.settings import Settings, load_settings
 from atlas.store.queries.overview import variants
@@ -29,6 +29,7 @@ def _pages() -> dict[str, st.Page]:
         "atlas": page(atlas_view.render, title="Atlas", url_path="atlas"),
         "head": page(head.render, title="Head", url_path="head"),
         "feature": page(feature.render, title="Feature", url_path="feature"),
+        "training": page(training.render, title="Training", url_path="training"),
         "sql": page(sql.render, title="SQL", url_path="sql"),
         "jobs": page(jobs.render, title="Jobs", url_path="jobs"),
     }
@@ -95,7 +96,7 @@ def main() -> None:
     try:
         settings = load_settings()
         _sidebar(settings)
-        if not state.release_names(settings) and page.url_path != "jobs":
+        if not state.release_names(settings) and page.url_path not in ("jobs", "training"):
             _empty(settings)
         else:
             page.run()

@@ -16,6 +16,11 @@ def register(pages: Mapping[str, Any]) -> None:
     _PAGES.update(pages)
 
 
+def page(view: str) -> Any:
+    """The page of a view, for a link inside this session."""
+    return _PAGES[view]
+
+
 def href(view: str, **params: object) -> str:
     """A relative address of a view that opens the same thing in another browser.
 
