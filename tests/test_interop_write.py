@@ -105,6 +105,16 @@ def test_our_own_saes_come_back_from_saelens_whole(tmp_path_factory, seed, archi
     assert entry.digest == find_imported(root / "home", sae.info.name).digest
 
 
+def test_what_is_said_of_our_own_saes_wins_too(tmp_path):
+    export(an_sae("relu"), tmp_path / "out", "saelens")
+    said = Given("somewhere/other", "L02.attn_out", "folded")
+    (outcome,) = import_path(tmp_path / "home", tmp_path / "out", said)
+    info = load_sae(outcome.entry.path).info
+    assert (info.name, info.model, info.site.name) == ("other/L01.mlp_out.relu-10", "other", "L02.attn_out")
+    (named,) = import_path(tmp_path / "home", tmp_path / "out", Given(name="mine"))
+    assert (named.entry.name, named.entry.processing) == ("tiny/mine", "raw")
+
+
 def test_a_site_given_against_the_file_is_written(tmp_path):
     path, _ = foreign.saelens(tmp_path / "s", hook="hook_embed")
     entry = imported(tmp_path / "home", path, Given(site="L00.resid_pre"))

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,8 @@ def _hub(home: Path, what: str, given: "Given", only: str | None) -> "Iterator[O
     only = "kissane" if published and only is None else only
     before = len(imported_names(home))
     try:
-        work = HubImport(home, place, only)
+        with _asking(place.name):
+            work = HubImport(home, place, only)
         with _download_display(what, work.total_bytes) as progress:
             yield from work.run(given, progress)
     except SAEError as error:
@@ -131,6 +132,16 @@ def _line(entry: "Imported") -> str:
         f"{entry.name}  {entry.site.name}  {entry.d_in} -> {entry.d_sae}  "
         f"{entry.architecture}  {entry.processing}"
     )
+
+
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """A note on the terminal while the hub is asked, for it is asked again before it counts as away."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(f"asking the hub for {name}") if console.is_terminal else nullcontext():
+        yield
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from atlas.errors import SAEError, one_of
 from atlas.interop import dictionary_learning, kissane, openmoss, openmoss_old, saelens, sparsify
 from atlas.interop.foreign import Foreign, Given, Place, to_sae
+from atlas.interop.hooks import model_called
 from atlas.sae.files import load_sae
 from atlas.sae.model import SAE
 from atlas.sites import Site
@@ -148,8 +149,10 @@ def read(found: Found, root: Path, given: Given, source: str) -> SAE:
 def _as_given(sae: SAE, given: Given) -> SAE:
     """An SAE that Head Atlas wrote, with what the user says put over it."""
     info = sae.info
-    model = given.model or info.model
-    name = given.name or info.name
+    model, rest = info.model, info.name.split("/", 1)[-1]
+    if given.model is not None:
+        model = model_called(given.model)
+    name = given.name or (info.name if given.model is None else rest)
     changed = replace(
         info,
         model=model,
