@@ -117,9 +117,9 @@ class SAEConfig:
     """relu, gated: weight of the L1 penalty."""
     l0_coefficient: float = 0.3
     """jumprelu: weight of the L0 penalty."""
-    threshold: float = 0.1
+    threshold: float = 0.5
     """jumprelu: threshold at the start."""
-    bandwidth: float = 0.1
+    bandwidth: float = 0.5
     """jumprelu: width of the kernel through which the threshold gets its gradient."""
     sparsity_warmup: float = 0.05
     """relu, gated, jumprelu: fraction of the steps over which the penalty rises to its full weight."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "app": "atlas.cli.app",
     "sql": "atlas.cli.sql",
     "report": "atlas.cli.report",
+    "study": "atlas.cli.study",
     "schema": "atlas.cli.schema",
     "releases": "atlas.cli.releases",
     "status": "atlas.cli.status",
