@@ -289,6 +289,14 @@ def test_old_caches_that_nobody_uses_make_room(store, tmp_path):
     assert held.missing(stream_of(store).block_numbers(0)) == []
 
 
+def test_a_shard_that_can_never_fit_evicts_nothing(store, tmp_path):
+    cached(store, tmp_path, dtype="float16").chunk(0)
+    source = cached(store, tmp_path, limit=1000)
+    source.chunk(0)
+    assert not source.growing
+    assert len(shards(tmp_path)) == 1
+
+
 def test_a_cache_is_named_by_what_decides_its_values(store, tmp_path):
     other = TokenStore(save_store(tmp_path / "other", random_tokens(BLOCKS, seed=1)))
     copy = TokenStore(save_store(tmp_path / "copy", random_tokens(BLOCKS)))

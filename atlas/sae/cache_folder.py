@@ -139,8 +139,13 @@ class CacheFolder:
                 return None
             path = work_path(self.folder / name)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, size)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(descriptor, size)
+            except OSError:
+                discard(path)
+                os.close(descriptor)
+                raise
             return Room(path, descriptor)
 
     def publish(self, room: Room, name: str) -> None:
@@ -153,6 +158,8 @@ class CacheFolder:
         for path in [p for p in sizes if p.name.startswith(WORK_PREFIX) and _abandoned(p)]:
             discard(path)
             del sizes[path]
+        if sum(n for path, n in sizes.items() if path.parent == self.folder) + size > limit:
+            return  # emptying the other caches would not help
         others = sorted({path.parent for path in sizes} - {self.folder}, key=_last_used)
         for folder in others:
             if sum(sizes.values()) + size <= limit:
