@@ -90,11 +90,14 @@ def legend(saes: Sequence[Row]) -> None:
 
 
 def _key(value: str, colour: str, pattern: Sequence[int]) -> str:
-    line = (
-        f'<svg width="26" height="8"><line x1="0" y1="4" x2="26" y2="4" stroke="{colour}" stroke-width="2.4"'
-        f' stroke-dasharray="{" ".join(str(n) for n in pattern) if pattern != [1, 0] else "none"}"/></svg>'
-    )
-    return f"<i>{line}{html.escape(value.rpartition('/')[2])}</i>"
+    """A short line in a colour and its dashes, and the value that it stands for."""
+    stops, at = [], 0
+    for place, length in enumerate(pattern):
+        ink = colour if place % 2 == 0 else "transparent"
+        stops.append(f"{ink} {at}px {at + length}px")
+        at += length
+    line = f"background: repeating-linear-gradient(90deg, {', '.join(stops)})"
+    return f'<i><b style="{line}"></b>{html.escape(value.rpartition("/")[2])}</i>'
 
 
 def _losses(log: pa.Table, saes: Sequence[Row], key: str) -> None:
@@ -189,7 +192,7 @@ def density(rows: pa.Table, key: str) -> None:
         spec = {
             "mark": {"type": "bar", "binSpacing": 0},
             "encoding": {
-                "x": charts.axis("low", "firing rate (log)", axis=_RATES, **place),
+                "x": charts.axis("low", "firing rate (log)", bin="binned", axis=_RATES, **place),
                 "x2": {"field": "high"},
                 "y": charts.axis("n", "features", axis={"tickCount": 4}),
                 "color": {"field": "what", "type": "nominal", "legend": None,

@@ -28,6 +28,8 @@ LEGEND = {
     "columns": 6,
     "labelLimit": 320,
 }
+FROM_ZERO = ("lr", "tokens_per_second", "dead_fraction")
+"""Amounts whose axis begins at zero."""
 SWEEP = (
     ("dead_share", "dead features, share of d_sae", "~%"),
     ("l0", "L0, active features per token", ".3~r"),
@@ -135,12 +137,14 @@ def dash(rows: Sequence[Row], field: str | None) -> Spec:
 def over_tokens(rows: Sequence[Row], field: str, title: str, log: bool = False, form: str = ".3~r") -> Spec:
     """A curve per SAE over the tokens it has seen; ``rows`` are the SAEs and their settings."""
     first, second = channels(rows)
-    ticks: dict[str, Any] = {"format": form, "tickCount": 5}
+    y = axis(field, title, log, format=form, tickCount=5)
+    if field in FROM_ZERO:
+        y["scale"]["zero"] = True
     return {
         "mark": {"type": "line", "strokeWidth": 1.7, "clip": True},
         "encoding": {
             "x": axis("tokens", "tokens seen", format="~s", tickCount=5),
-            "y": axis(field, title, log, **ticks),
+            "y": y,
             "detail": {"field": "sae"},
             **({"color": colour(rows, first)} if len(rows) > 1 else {"color": {"value": NAMED[0]}}),
             **(dash(rows, second) if len(rows) > 1 else {}),

@@ -10,6 +10,7 @@ import streamlit as st
 
 from app import charts, navigation, state, style
 from app.state import Scope
+from atlas.store import reports
 from atlas.store.queries import overview as queries
 from atlas.store.queries.features import some_features
 
@@ -108,6 +109,60 @@ def _plots(scope: Scope, rows: pa.Table) -> None:
             charts.draw(_long(rows, fields), spec, 170, f"plot_{title}", f"{title} by layer, {unit}")
 
 
+def _cell(shown: reports.Shown, value: Any) -> Any:
+    """Shares as percentages: what is shown is what is sorted by."""
+    return value * 100 if shown.form.endswith("%") and value is not None else value
+
+
+def _part(part: reports.Part) -> None:
+    """One of the seeds' tables; sortable, with its last row (means, the model's own loss) above."""
+    config = {}
+    for shown in part.columns:
+        column, note = st.column_config, shown.help or None
+        if not shown.form:
+            config[shown.name] = column.TextColumn(shown.title, help=note, pinned=shown.name == "place")
+        else:
+            form = {"%": f"%{shown.form[:-1]}f%%", "d": "%d"}.get(shown.form[-1], f"%{shown.form}")
+            config[shown.name] = column.NumberColumn(shown.title, help=note, format=form.replace(",", ""))
+    columns = {
+        shown.name: [_cell(shown, value) for value in part.rows[shown.name].to_pylist()]
+        for shown in part.columns
+    }
+    last = [
+        f"{shown.title} {reports.written(part.foot[shown.name], shown.form)}"
+        for shown in part.columns
+        if shown.form and part.foot.get(shown.name) is not None
+    ]
+    style.section(part.title, f"{part.foot['place']}: {', '.join(last)}" if last else "")
+    height = min(480, 38 + 35 * part.rows.num_rows)
+    st.dataframe(
+        pa.table(columns), column_config=config, hide_index=True, height=height, alt=part.title,
+        key=f"part_{part.title}",
+    )  # fmt: skip
+
+
+def _reports(scope: Scope, split: str) -> None:
+    """The tables of the seeds for which this release has rows, each under its own heading."""
+    model = scope.model.model
+    found = {
+        "By layer": scope.ask(reports.layers, model, split),
+        "q and k": scope.ask(reports.qk, model, split),
+        "Sweeps": scope.ask(reports.sweep, model, split),
+        "Stages": scope.ask(reports.stages, model, split),
+        "Pruning": scope.ask(reports.pruning, model),
+    }
+    found = {name: parts for name, parts in found.items() if parts}
+    if not found:
+        return
+    style.section("Quality", "click a heading to sort; atlas report prints the same tables")
+    for tab, (name, parts) in zip(st.tabs(list(found)), found.items(), strict=True):
+        with tab:
+            beside = st.container(key=f"charts-{name}").columns(len(parts)) if 1 < len(parts) < 4 else []
+            for place, part in enumerate(parts):
+                with beside[place] if beside else st.container():
+                    _part(part)
+
+
 def _model_facts(scope: Scope) -> None:
     model = scope.model
     shape = f"{model.n_layers} x {model.n_heads} heads"
@@ -164,6 +219,7 @@ def render() -> None:
         st.info(f"This release holds no SAE of {state.plain(scope.model.model)}.")
         return
     _plots(scope, rows)
+    _reports(scope, split)
     style.section("SAEs", "tick a row to open the strongest feature of that SAE; click a heading to sort")
     _table(scope, rows)
     left, right = st.columns([3, 2])

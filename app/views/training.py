@@ -71,19 +71,18 @@ def _choose_saes(known: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     for name in asked:
         one_of("SAE of this training", name, list(by_name), StoreError)
     sites = list(dict.fromkeys(str(row.get("site", "other")) for row in known))
-    left, right = st.columns([1, 4], vertical_alignment="bottom")
-    site = sites[0]
-    with left:
-        if asked:
-            site = str(by_name[asked[0]].get("site", "other"))
-        if len(sites) > 1:
-            if st.session_state.get(f"{key}_site") not in sites:
+    site = str(by_name[asked[0]].get("site", "other")) if asked else sites[0]
+    right = st.container()
+    if len(sites) > 1:
+        left, right = st.columns([1, 4], vertical_alignment="bottom")
+        with left:
+            if asked or st.session_state.get(f"{key}_site") not in sites:
                 st.session_state[f"{key}_site"] = site
             site = st.selectbox("Sites", sites, key=f"{key}_site", on_change=_forget, args=(key,))
     of_site = [row["sae"] for row in known if str(row.get("site", "other")) == site]
     options = list(dict.fromkeys([*of_site, *asked]))
     chosen = st.session_state.get(f"{key}_saes")
-    if not chosen or not set(chosen) <= set(options):
+    if chosen is None or not set(chosen) <= set(options):
         st.session_state[f"{key}_saes"] = (asked or of_site)[: AT_MOST if asked else AT_FIRST]
     with right:
         names = st.multiselect(
@@ -107,6 +106,13 @@ def _of(rows: pa.Table, names: list[str]) -> pa.Table:
     return rows.filter(pc.is_in(rows["sae"], pa.array(names, pa.string())))
 
 
+def _in_order(row: dict[str, Any]) -> tuple[Any, ...]:
+    """By place, then by setting as a number; a name that says nothing comes first."""
+    numbers = (-1 if row.get(name) is None else row[name] for name in ("layer", "head"))
+    settings = (row.get(name) or 0 for name in ("d_sae", "l1_coefficient", "k"))
+    return (*numbers, row.get("site", ""), *settings, row["sae"])
+
+
 def _last(log: pa.Table) -> dict[str, dict[str, Any]]:
     """The last row of every SAE's log."""
     return {row["sae"]: row for row in log.to_pylist()}
@@ -118,9 +124,10 @@ def _facts(log: pa.Table, more: list[tuple[str, str]]) -> None:
 
     def span(name: str, percent: bool = False) -> str:
         values = [row[name] for row in last if row[name] is not None]
-        ends = sorted({f"{v:.1%}" if percent else style.number(float(v)) for v in (min(values), max(values))}
-                      if values else {"–"}, key=len)  # fmt: skip
-        return " to ".join(ends)
+        if not values:
+            return "–"
+        low, high = (f"{v:.1%}" if percent else style.number(v) for v in (min(values), max(values)))
+        return low if low == high else f"{low} to {high}"
 
     style.facts([
         ("SAEs shown", str(len(last))), ("step", f"{newest['step']:,}"), ("tokens", f"{newest['tokens']:,}"),
@@ -178,7 +185,8 @@ def _going(settings: Settings, step: str) -> None:
         st.info("This training has begun and has not logged a step yet.")
         return
     names = sorted(set(log["sae"].to_pylist()))
-    saes = _choose_saes([figures.settings_of(name) for name in names], "live")
+    known = sorted((figures.settings_of(name) for name in names), key=_in_order)
+    saes = _choose_saes(known, "live")
     if not saes:
         st.info("No SAE is chosen; choose one above.")
         return
