@@ -449,6 +449,9 @@ def _first_fit(options: tuple[Any, ...], value: Any, where: str) -> Any:
             if value is None:
                 return None
             continue
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            # A table can only be meant for it, so what is wrong inside is what to say.
+            return _typed(option, value, where)
         try:
             return _typed(option, value, where)
         except ConfigError:
@@ -464,4 +467,6 @@ def _readable(hint: Any) -> str:
         bool: "true or false",
         type(None): "unset",
     }
+    if dataclasses.is_dataclass(hint):
+        return "a table of keys"
     return names.get(hint, "a list" if typing.get_origin(hint) is tuple else str(hint))

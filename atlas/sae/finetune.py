@@ -58,7 +58,8 @@ class Decoder:
         self.sae, self.scale = frozen(sae), torch.ones((), device=sae.W_dec.device)
         self.rows, self.gain = self.sae.W_dec.clone(), self.sae.W_dec.new_ones(sae.d_sae)
         self.b_dec, self.has_bias = self.sae.b_dec.clone(), bool(sae.b_dec.any())
-        self.optimiser = torch.optim.Adam([p.requires_grad_() for p in self.parameters().values()], lr=lr)
+        trained = [p.requires_grad_() for p in self.parameters().values()]
+        self.optimiser = torch.optim.Adam(trained, lr=lr, fused=True)
 
     def parameters(self) -> dict[str, Tensor]:
         """The trained tensors by name."""
