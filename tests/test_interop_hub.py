@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from atlas.cli import imports
 from atlas.errors import ConflictError, SAEError
+from atlas.interop.exporting import export
 from atlas.interop.foreign import Given
 from atlas.interop.hub import HubFolder, hub_folder
 from atlas.interop.hub_import import KISSANE_GPT2, HubImport
@@ -18,6 +19,7 @@ from atlas.sae.library import find_imported, imported_names, list_imported
 from atlas.store.atomic import lock
 from tests import foreign
 from tests.hub_server import Hub
+from tests.test_interop_write import an_sae
 
 WIDE = 48
 NOTHING = Given()
@@ -199,6 +201,17 @@ def test_folders_of_a_repository_and_other_formats(hub, home, tmp_path):
         run(home, HubFolder("nobody/nothing", ""))
     with pytest.raises(SAEError, match="--name is for one SAE, and there are 2"):
         run(home, HubFolder("some/saes", ""), Given(name="x"))
+
+
+def test_saes_that_head_atlas_wrote_come_once_too(hub, home, tmp_path):
+    hub.repos["mine/saes"] = tmp_path / "repo"
+    export(an_sae("gated"), tmp_path / "repo" / "one", "saelens")
+    (first,), arrived = run(home, HubFolder("mine/saes", ""))
+    assert (first.new, first.entry.name) == (True, "tiny/L01.mlp_out.gated-10")
+    assert arrived > 0
+    assert first.entry.source.startswith("hf:mine/saes/one@")
+    (again,), arrived = run(home, HubFolder("mine/saes", ""))
+    assert (again.entry, again.new, arrived) == (first.entry, False, 0)
 
 
 def test_two_processes_do_not_write_one_file(hub, published, home):

@@ -79,7 +79,10 @@ def test_digest_is_of_both_files_and_follows_them(home, monkeypatch):
         assert folder_digest(entry.path) == expected
 
 
-@pytest.mark.parametrize("note", [b"", b"[]", b'{"stamp": [], "digest": "x"}', b"\xff"])
+@pytest.mark.parametrize(
+    "note",
+    [b"", b"[]", b'{"stamp": [], "digest": "x", "source": ""}', b'{"digest": 5, "source": ""}', b"\xff"],
+)
 def test_a_damaged_note_is_not_believed(home, note):
     entry, _ = keep(home, an_sae("relu"), None)
     (entry.path / "digest.json").write_bytes(note)

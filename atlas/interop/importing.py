@@ -51,13 +51,13 @@ def outcome(home: Path, item: Found, root: Path, given: Given, source: str, labe
     try:
         sae = read(item, root, given, source)
         check_model(sae, given.model)
-        entry, new = keep(home, sae, None if given.name else label)
+        entry, new = keep(home, sae, None if given.name else label, source)
     except AtlasError as error:
         return Outcome(item.place.at, None, new=False, error=error)
     return Outcome(item.place.at, entry, new, None)
 
 
-def keep(home: Path, sae: SAE, label: str | None) -> tuple[Imported, bool]:
+def keep(home: Path, sae: SAE, label: str | None, source: str = "") -> tuple[Imported, bool]:
     """Write an SAE into the library; whether it is new.
 
     Another SAE of the same name keeps its place: this one then gets ``label`` behind its name, where one is
@@ -76,7 +76,7 @@ def keep(home: Path, sae: SAE, label: str | None) -> tuple[Imported, bool]:
             try:
                 with atomic_dir(path) as work:
                     save_sae(named, work)
-                    note_digest(work)
+                    note_digest(work, source)
                 return find_imported(home, name), True
             except ConflictError:
                 pass

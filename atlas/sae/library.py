@@ -97,23 +97,29 @@ def folder_digest(path: Path) -> str:
 
     A digest noted when the files were written is believed while their sizes and times are the same.
     """
+    noted = _noted(path)
     try:
         stamp = _stamp(path)
+        same = noted.get("stamp") == [list(item[1:]) for item in stamp]
+        return str(noted["digest"]) if same else _digest(stamp)
     except OSError as error:
         raise SAEError(f"SAE in {str(path)!r} cannot be read: {error.strerror}: {error.filename}") from None
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What was noted beside an SAE; nothing where the note is missing or damaged."""
     try:
         noted = json.loads((path / NOTE).read_text(encoding="utf8"))
-        if noted["stamp"] == [list(item[1:]) for item in stamp]:
-            return str(noted["digest"])
+        whole = isinstance(noted["digest"], str) and isinstance(noted["source"], str)
+        return noted if whole else {}
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return _digest(stamp)
+        return {}
 
 
-def note_digest(path: Path) -> None:
-    """Write the digest of a folder's files beside them."""
+def note_digest(path: Path, source: str = "") -> None:
+    """Write the digest of a folder's files, and where they came from, beside them."""
     stamp = _stamp(path)
-    noted = {"digest": _digest(stamp), "stamp": [list(item[1:]) for item in stamp]}
+    noted = {"digest": _digest(stamp), "stamp": [list(item[1:]) for item in stamp], "source": source}
     (path / NOTE).write_text(json.dumps(noted), encoding="utf8")
 
 
@@ -138,14 +144,10 @@ def _read(name: str, path: Path) -> Imported:
         config = json.loads((path / CONFIG).read_text(encoding="utf8"))
         known = config["metadata"]["head_atlas"]
         site = Site.parse(known["site"])
-        source = _source(json.loads(known["settings"]))
         sizes = int(config["d_in"]), int(config["d_sae"])
         words = tuple(str(known[key]) for key in ("model", "processing", "architecture"))
     except (OSError, ValueError, KeyError, TypeError, AtlasError) as error:
         raise SAEError(f"imported SAE {name!r} is damaged ({CONFIG}: {error!r}); import it again") from None
     model, processing, architecture = words
+    source = _noted(path).get("source", "")
     return Imported(name, path, digest, site, *sizes, model, processing, architecture, source)
-
-
-def _source(settings: Any) -> str:
-    return str(settings.get("source", "")) if isinstance(settings, dict) else ""
