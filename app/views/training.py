@@ -44,7 +44,7 @@ def _choose_run(known: list[str]) -> str:
     """Which training is shown: the one that the address names, else what runs, else the release's."""
     asked = st.query_params.get("run")
     if asked is not None:
-        if asked not in known and asked != RELEASE:
+        if asked not in known:
             return asked  # it has ended, or never was; the view says so
         st.session_state["training_run"] = asked
     elif st.session_state.get("training_run") not in known:
