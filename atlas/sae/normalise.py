@@ -2,9 +2,9 @@
 
     none                    x as it is
     constant_norm_rescale   x * sqrt(d_in) / ||x||                       (seed 003, row D7)
-    layer_norm              (x - mean(x)) / (std(x) + 1e-5), std with d_in - 1
+    layer_norm              (x - mean(x)) / (std(x) + 1e-5), std with d_in - 1; undone by std(x) alone
 
-The names and the two formulas are SAELens's, so that files mean the same in both.
+The names and the formulas are SAELens's, so that files mean the same in both.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,15 @@ EPSILON = 1e-5
 
 
 class Scale(NamedTuple):
-    """How each token was normalised: x = mean + size * x_normalised."""
+    """How each token was normalised: x_normalised = (x - mean) / size, undone by mean + back * x_normalised."""
 
     mean: Float[Tensor, "n 1"]
     size: Float[Tensor, "n 1"]
+    back: Float[Tensor, "n 1"]
 
     def undo(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
         """From normalised vectors back to the model's."""
-        return torch.addcmul(self.mean, self.size, x)
+        return torch.addcmul(self.mean, self.back, x)
 
 
 def scale_of(x: Float[Tensor, "n d_in"], how: str) -> Scale | None:
@@ -37,9 +38,10 @@ def scale_of(x: Float[Tensor, "n d_in"], how: str) -> Scale | None:
         return None
     if how == "layer_norm":
         mean = x.mean(1, keepdim=True)
-        return Scale(mean, (x - mean).std(1, keepdim=True) + EPSILON)
+        std = (x - mean).std(1, keepdim=True)
+        return Scale(mean, std + EPSILON, std)
     size = x.norm(dim=1, keepdim=True).clamp_min(1e-12) / x.shape[1] ** 0.5
-    return Scale(torch.zeros_like(size), size)
+    return Scale(torch.zeros_like(size), size, size)
 
 
 def normalise(x: Float[Tensor, "n d_in"], scale: Scale | None) -> Float[Tensor, "n d_in"]:

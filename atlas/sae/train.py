@@ -277,8 +277,8 @@ class _Context:
         if self.undo is None:
             return x_hat
         shape = (*self.raw.shape[:3], 1)
-        mean, size = (t.reshape(shape)[which].flatten(0, 2) for t in self.undo)
-        return Scale(mean, size).undo(x_hat.flatten(0, 2)).reshape(x_hat.shape)
+        mean, size, back = (t.reshape(shape)[which].flatten(0, 2) for t in self.undo)
+        return Scale(mean, size, back).undo(x_hat.flatten(0, 2)).reshape(x_hat.shape)
 
 
 class _Live:
