@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from atlas.configs import ARCHITECTURES, NORMALISATIONS, SPARSE_BY_K
 from atlas.corpus.tokens import TokenStore
+from atlas.pipeline.inputs import write_rows
 from atlas.progress import NullProgress
 from atlas.sae import evaluate as evaluation
 from atlas.sae.evaluate import evaluate
 from atlas.sae.metrics import ReconstructionSums, cross_entropy_sum, kl_sum, predictions
 from atlas.sae.model import SAE
+from atlas.store.parquet import read_table
 
 from .tiny import D_HEAD, D_MODEL, N_HEADS, model_folder, random_sae, random_tokens, save_store, tiny_model
 
@@ -362,3 +364,16 @@ def test_without_patterns_each_side_is_ablated_on_its_own(store, monkeypatch):
         assert {name for name in before if name not in row} == {"partner", *PATTERN}
         numbers = {name: value for name, value in row.items() if not isinstance(value, str)}
         assert numbers == pytest.approx({name: before[name] for name in numbers}, abs=1e-5, rel=1e-4)
+
+
+def test_rows_of_every_site_fit_the_table(store, tmp_path):
+    """What other sites lack is NULL."""
+    rows = evaluate(tiny_model(), SAES, store, BLOCKS, NullProgress())
+    write_rows(tmp_path, "sae_metrics", rows)
+    table = read_table(tmp_path / "sae_metrics.parquet", "sae_metrics").to_pylist()
+    assert len(table) == 2 * len(SAES)
+    by_name = {sae.info.name: sae.info.site.kind for sae in SAES}
+    for row in table:
+        assert (row["pattern_kl"] is not None) == (by_name[row["sae"]] in "qk")
+        partner = {SAES[4].info.name: SAES[5].info.name, SAES[5].info.name: SAES[4].info.name}
+        assert row["partner"] == partner.get(row["sae"])
