@@ -1,6 +1,6 @@
 """Figures of training as Vega-Lite specifications, drawn by the app and saved by ``atlas report``.
 
-Colours are Okabe and Ito's for names and the middle of viridis for amounts, both readable on light and on
+Colours are Okabe and Ito's for names and a scale like the middle of viridis for amounts, both readable on light and on
 dark ground; a second setting is told apart by dashes, so nothing rests on colour alone.
 """
 
@@ -18,7 +18,7 @@ TITLES = {
     "head": "head", "site": "site", "architecture": "architecture",
 }  # fmt: skip
 NAMED = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#b8a800")
-AMOUNTS = ("#3b528b", "#2f6b8e", "#21918c", "#28ae80", "#5ec962", "#8fd744")
+AMOUNTS = ("#4667aa", "#2f7a9a", "#21918c", "#28ae80", "#5ec962", "#8fd744")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [1, 3], [12, 3])
 LEGEND = {
     "orient": "top",
