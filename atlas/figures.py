@@ -1,7 +1,7 @@
 """Figures of training as Vega-Lite specifications, drawn by the app and saved by ``atlas report``.
 
-Colours are Okabe and Ito's for names and a scale like the middle of viridis for amounts, both readable on light and on
-dark ground; a second setting is told apart by dashes, so nothing rests on colour alone.
+Colours are Okabe and Ito's for names and a scale like the middle of viridis for amounts, both readable on
+light and on dark ground; a second setting is told apart by dashes, so nothing rests on colour alone.
 """
 
 import math

@@ -184,7 +184,7 @@ def _going(settings: Settings, step: str) -> None:
     if not log.num_rows:
         st.info("This training has begun and has not logged a step yet.")
         return
-    names = sorted(set(log["sae"].to_pylist()))
+    names = pc.unique(log["sae"]).to_pylist()
     known = sorted((figures.settings_of(name) for name in names), key=_in_order)
     saes = _choose_saes(known, "live")
     if not saes:
