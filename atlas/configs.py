@@ -283,7 +283,7 @@ class FinetuneConfig:
 
     tokens: int = 500_000
     """Tokens to finetune on."""
-    lr: float = 5e-4
+    lr: float = 2e-3
     """Peak learning rate of Adam."""
 
     def __post_init__(self) -> None:

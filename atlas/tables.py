@@ -173,7 +173,7 @@ _DECLARED = (
         C("quantiles", pa.list_(F32), "activation where active at 0, 10, ... 100 %", nullable=True),
         C("encoder_norm", F32, "norm of its encoder direction"),
         C("decoder_norm", F32, "norm of its decoder direction"),
-        C("encoder_decoder_cosine", F32, "cosine between the two"), C("bias", F32, "b_enc"),
+        C("encoder_decoder_cosine", F32, "cosine between the two"), C("bias", F32, "b_enc, as used"),
         C("alive", BOOL, "fires at least once in the summarised tokens"),
         C("pruned", I8, "why it was pruned, as bits: 1 weak, 2 short decoder row, 4 rare; 0 if it was not"),
         C("top_head", I16, "z: the head of largest decoder share", nullable=True),
@@ -207,7 +207,8 @@ _DECLARED = (
     Table("head_attribution", "z SAE x feature x head", (
         _SAE, _FEATURE, C("head", I16, "head, from 0"),
         C("decoder_share", F32, "||W_dec[f, h]|| / sum over heads"),
-        C("fve", F32, "Cov(d_h, p) / Var(p) over all tokens; sums to 1 over heads", nullable=True),
+        C("fve", F32, "Cov(d_h, p) / Var(p) over all tokens, of normalised inputs where the SAE normalises; sums to 1 "
+          "over heads", nullable=True),
         C("dfa_share", F32, "mean over the top examples of d_h / p", nullable=True),
     ), ("sae", "feature", "head")),
     Table("dfa", "kept example of a z SAE", (
