@@ -128,7 +128,7 @@ _DECLARED = (
           "both sides zero where both are rebuilt", nullable=True),
     ), ("sae", "split")),
     Table("sae_stages", "SAE x stage x split, where SAEs were pruned or finetuned", (
-        _SAE, C("stage", STR, "trained, pruned or finetuned; the last one is what every other table is about"),
+        _SAE, C("stage", STR, "trained, pruned or finetuned; all other tables are about the last one"),
         C("split", STR, "eval or eval_with_bos"), *_QUALITY,
     ), ("sae", "stage", "split")),
     Table("pruning", "pruned SAE", (
@@ -147,7 +147,7 @@ _DECLARED = (
         _SAE, C("step", I32, "optimiser steps taken"), C("tokens", I64, "tokens seen", "tokens"),
         C("loss", F64, "what the optimiser minimised"), C("mse_loss", F64, "squared error summed over d_in"),
         C("sparsity_loss", F64, "sparsity penalty times its coefficient; 0 where k features are kept"),
-        C("aux_loss", F64, "auxiliary term (AuxK, ghost gradients, a gated SAE's gate); 0 where there is none"),
+        C("aux_loss", F64, "auxiliary term (AuxK, ghost gradients, a gated SAE's gate); 0 for none"),
         C("objective_loss", F64, "term of attention scores, pattern or logits; 0 where there is none"),
         C("l0", F64, "active features per token"),
         C("variance_explained", F64, "of the step's batch"),
@@ -207,8 +207,8 @@ _DECLARED = (
     Table("head_attribution", "z SAE x feature x head", (
         _SAE, _FEATURE, C("head", I16, "head, from 0"),
         C("decoder_share", F32, "||W_dec[f, h]|| / sum over heads"),
-        C("fve", F32, "Cov(d_h, p) / Var(p) over all tokens, of normalised inputs where the SAE normalises; sums to 1 "
-          "over heads", nullable=True),
+        C("fve", F32, "Cov(d_h, p) / Var(p) over all tokens, of normalised inputs where the SAE normalises; "
+          "sums to 1 over heads", nullable=True),
         C("dfa_share", F32, "mean over the top examples of d_h / p", nullable=True),
     ), ("sae", "feature", "head")),
     Table("dfa", "kept example of a z SAE", (

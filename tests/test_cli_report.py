@@ -71,6 +71,21 @@ def test_layers_in_the_form_of_d1(con):
         assert rows[-1] == ["Original", "", "", "", f"{wanted[0][-1]:.4f}"]
 
 
+def test_heads_are_the_same_numbers_in_boxes(con):
+    """Seed 000's boxes: a column for queries and one for keys, a row per metric."""
+    head, *rows = tables(report("qk"))["q and k of single heads"]
+    boxes = tables(report("heads"))
+    for row in rows:
+        values = dict(zip(head, row, strict=True))
+        kind = values["SAE"].split(".q.")[-1].split(".k.")[-1]
+        box = boxes[f"{values['Head']}, {kind}"]
+        assert box[0] == ["Metric", "Query", "Key"]
+        column = box[0].index(values["Side"])
+        metrics = {line[0]: line[column] for line in box[1:]}
+        for metric in ("L0 norm", "Recovered loss", "# Alive features", "# Features"):
+            assert metrics[metric] == values[metric]
+
+
 def test_qk_in_the_form_of_a1(con):
     head, *rows = tables(report("qk"))["q and k of single heads"]
     wanted = con.execute(

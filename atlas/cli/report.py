@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
     from atlas.store.reports import Part
 
-KINDS = ("qk", "sweep", "layers", "pruning", "stages", "training")
+KINDS = ("qk", "heads", "sweep", "layers", "pruning", "stages", "training")
 FIGURES = ("sweep", "training")
 ENDINGS = (".html", ".svg", ".png")
 _LACKING = {
     "qk": "SAEs on q or k of single heads",
+    "heads": "SAEs on q or k of single heads",
     "sweep": "site with several SAEs of one architecture",
     "layers": "SAEs of whole layers",
     "pruning": "pruned SAEs",
@@ -52,9 +53,9 @@ _CURVES = (
 def report(kind: str, release: str | None, model: str | None, form: str, figure: Path | None) -> None:
     """Print a table of a release.
 
-    qk: quality of the q and k SAEs of every head. sweep: SAEs of one site against their settings. layers:
-    quality by layer, beside the model's own loss. pruning: features by criterion. stages: quality after
-    training, pruning and finetuning. training: where every training ended.
+    qk: quality of the q and k SAEs of every head; heads: the same, a box per head. sweep: SAEs of one site
+    against their settings. layers: quality by layer, beside the model's own loss. pruning: features by
+    criterion. stages: quality after training, pruning and finetuning. training: where every training ended.
     """
     from atlas.store.connection import cursor, open_release
     from atlas.store.queries import overview

@@ -8,7 +8,7 @@ from atlas.configs import BuildConfig
 
 FOLDER = Path(__file__).parents[1] / "resources" / "studies"
 STUDIES = {
-    "qk": ("qk",),
+    "qk": ("heads", "qk"),
     "sweep": ("sweep",),
     "layers": ("layers", "pruning", "stages"),
     "revival": ("training", "sweep"),
@@ -24,7 +24,9 @@ def study_config(name: str) -> BuildConfig:
 @click.command()
 @click.argument("name", type=click.Choice(tuple(STUDIES)))
 @click.option("--dry-run", is_flag=True, help="Print the steps and which are current; do nothing.")
-@click.option("--config", is_flag=True, help="Print the study's config, to build a variant of it; do nothing.")
+@click.option(
+    "--config", is_flag=True, help="Print the study's config, to build a variant of it; do nothing."
+)
 @click.pass_context
 def study(ctx: click.Context, name: str, dry_run: bool, config: bool) -> None:
     """Build a release that answers one of the seeds' questions, and print the answer.

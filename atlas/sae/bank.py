@@ -167,14 +167,15 @@ class Bank:
     def _grad(self, name: str) -> Tensor:
         """The gradient of a parameter, made when it is first asked for."""
         p: Tensor = getattr(self, name)
-        gradient: Tensor | None = getattr(p, "grad", None)
-        if gradient is None:
-            gradient = p.grad = torch.zeros_like(p)
-        return gradient
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        return p.grad
 
     def _gradients(self, which: slice, p: Params, total: Tensor) -> None:
         names = list(self.parameters())
-        found = torch.autograd.grad(total.sum(), [p[name] for name in names], allow_unused=True)
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            total.sum(), [p[name] for name in names], allow_unused=True
+        )
         for name, gradient in zip(names, found, strict=True):
             place = self._grad(name)[which]
             place.zero_() if gradient is None else place.copy_(gradient)

@@ -17,7 +17,7 @@ EPSILON = 1e-5
 
 
 class Scale(NamedTuple):
-    """How each token was normalised: x_normalised = (x - mean) / size, undone by mean + back * x_normalised."""
+    """How each token was normalised: y = (x - mean) / size, undone by mean + back * y."""
 
     mean: Float[Tensor, "n 1"]
     size: Float[Tensor, "n 1"]

@@ -117,6 +117,35 @@ def qk(con: duckdb.DuckDBPyConnection, model: str, split: str = "eval") -> list[
     return [Part("q and k of single heads", _only(columns, rows), rows)]
 
 
+_BOX = ("l0", "ce_recovered", "ce_pattern_recovered", "pattern_kl", "pattern_top1", "alive", "d_sae",
+        "l1_coefficient", "k")  # fmt: skip
+
+
+def heads(con: duckdb.DuckDBPyConnection, model: str, split: str = "eval") -> list[Part]:
+    """Row A1 as seed 000 prints it: a box per head and kind of SAE, with a column for each side."""
+    found = qk(con, model, split)
+    if not found:
+        return []
+    shown = {column.name: column for column in found[0].columns}
+    boxes: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in found[0].rows.to_pylist():
+        kind = row["sae"].split(f".{row['site']}.", 1)[1]
+        boxes.setdefault(f"{row['place']}, {kind}", {})[row["side"]] = row
+    columns = (Shown("metric", "Metric"), *(Shown(side, side) for side in SIDES.values()))
+    return [Part(title, columns, _box(shown, sides)) for title, sides in boxes.items()]
+
+
+def _box(shown: Mapping[str, Shown], sides: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """One row per metric that either side has, values as they are shown."""
+    lines = []
+    for name in (name for name in _BOX if name in shown):
+        values = {side: written(row.get(name), shown[name].form) for side, row in sides.items()}
+        if any(values.values()):
+            lines.append({"metric": shown[name].title} | {s: values.get(s, "") for s in SIDES.values()})
+    names = ("metric", *SIDES.values())
+    return pa.table({name: pa.array([line[name] for line in lines], pa.string()) for name in names})
+
+
 def sweep(con: duckdb.DuckDBPyConnection, model: str, split: str = "eval") -> list[Part]:
     """Row A19: a row per SAE of every site that has several of one architecture."""
     rows = quality.sweep(con, model, split)
@@ -194,6 +223,7 @@ def trainings(con: duckdb.DuckDBPyConnection, model: str) -> list[Part]:
 
 KINDS: dict[str, Callable[[duckdb.DuckDBPyConnection, str], list[Part]]] = {
     "qk": qk,
+    "heads": heads,
     "sweep": sweep,
     "layers": layers,
     "pruning": pruning,
