@@ -9,8 +9,9 @@ import click
 import pytest
 
 from atlas.cli import COMMANDS, cli
-from atlas.configs import BuildConfig, from_plain
+from atlas.configs import BuildConfig
 from atlas.pipeline.steps import STEPS
+from atlas.plain import from_plain
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from atlas.configs import ARCHITECTURES, BuildConfig, from_plain, to_plain
+from atlas.configs import ARCHITECTURES, BuildConfig
 from atlas.errors import ConfigError
+from atlas.plain import from_plain, to_plain
 from atlas.settings import load_settings
 from atlas.sweeps import expand_sweeps, read_sweep
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from atlas.configs import to_plain
 from atlas.errors import SAEError, StoreError
 from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import the_model, the_saes, the_source, the_stream, write_rows
 from atlas.pipeline.members import IMPORTS
+from atlas.plain import to_plain
 from atlas.sae.files import load_sae, save_sae
 from atlas.sae.finetune import Finetuning
 from atlas.sae.library import folder_digest, folder_of

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from atlas.configs import BuildConfig, TrainConfig, digest_of, to_plain
+from atlas.configs import BuildConfig, TrainConfig
 from atlas.corpus.sources import open_source
 from atlas.lm.files import ModelFiles, tokenizer_digest
 from atlas.pipeline.members import IMPORTS, Member, part_names
+from atlas.plain import digest_of, to_plain
 from atlas.sae.library import Imported
 from atlas.sites import Site
 

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atlas.configs import SAEConfig, TrainConfig, to_plain
+from atlas.configs import SAEConfig, TrainConfig
 from atlas.errors import SAEError
+from atlas.plain import to_plain
 from atlas.sae.bank import Bank, BankLoss, Objective, seed_of
 from atlas.sae.forward import squared_error
 from atlas.sae.log import Rows, density_rows, log_rows, watched_rows
