@@ -206,7 +206,9 @@ class _Lines:
 @click.option(
     "--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write; must be new."
 )
-@click.option("--format", "kind", type=click.Choice(WRITTEN), default="saelens", show_default=True)
+@click.option(
+    "--format", "kind", type=click.Choice(WRITTEN), default="saelens", show_default=True, help="Whose format."
+)
 def export(sae: str, folder: Path, kind: str) -> None:
     """Write SAE, imported or trained here, into a folder in another format."""
     from atlas.interop import exporting

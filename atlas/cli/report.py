@@ -44,7 +44,13 @@ _CURVES = (
     "--release", metavar="NAME", help="Release, or NAME@VERSION; the one published last by default."
 )
 @click.option("--model", metavar="NAME", help="A model of the release; the first by default.")
-@click.option("--format", "form", type=click.Choice(("markdown", "csv")), default="markdown")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("markdown", "csv")),
+    default="markdown",
+    help="markdown: as shown; csv: every column in full precision.",
+)
 @click.option(
     "--figure",
     type=click.Path(path_type=Path, dir_okay=False),
