@@ -115,7 +115,7 @@ class SAEConfig:
     l0_coefficient: float = 0.3
     """jumprelu: weight of the L0 penalty."""
     threshold: float = 0.5
-    """jumprelu: threshold at the start."""
+    """jumprelu: threshold at the start, for encoder rows of norm 1 (wide SAEs start smaller)."""
     bandwidth: float = 0.5
     """jumprelu: width of the kernel through which the threshold gets its gradient."""
     sparsity_warmup: float = 0.05

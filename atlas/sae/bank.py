@@ -81,19 +81,27 @@ class Bank:
         self.W_dec = torch.stack(directions).to(device)
         if not self.config.tied_start:
             directions = [self._unit_rows(seed_of(seed, f"{name}/encoder")) for name in names]
-        self.W_enc = torch.stack(directions).to(device)
+        self.W_enc = torch.stack(directions).to(device) * self._start_size()
         self.b_enc = zeros(n, self.d_sae, device=device)
         self.b_dec = zeros(n, d_in, device=device)
         if self.config.architecture == "gated":
             self.b_gate = zeros(n, self.d_sae, device=device)
             self.r_mag = zeros(n, self.d_sae, device=device)
         if self.config.architecture == "jumprelu":
-            start = torch.full((n, self.d_sae), math.log(self.config.threshold))
+            start = torch.full((n, self.d_sae), math.log(self.config.threshold * self._start_size()))
             self.log_threshold = start.to(device)
 
     def _unit_rows(self, seed: int) -> Float[Tensor, "d_sae d_in"]:
         rows = torch.randn(self.d_sae, self.d_in, generator=torch.Generator().manual_seed(seed))
         return rows / rows.norm(dim=1, keepdim=True)
+
+    def _start_size(self) -> float:
+        """Norm of the encoder's rows at the start.
+
+        With ReLU and random rows, half of the features fire and x^ is d_sae / (2 d_in) times x in the mean;
+        a wide SAE would spend its training on coming down from there.
+        """
+        return 1.0 if self.config.has_k else min(1.0, 2 * self.d_in / self.d_sae)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,7 +111,9 @@ class Bank:
         return {name: getattr(self, name) for name in parameter_names(self.config)}
 
     def slices(self, batch: int) -> list[slice]:
-        """Runs of members that are worked on together."""
+        """Runs of members that are worked on together; one at a time where each runs the whole model."""
+        if self.config.objective == "kl":
+            return [slice(i, i + 1) for i in range(len(self))]
         most = SLICE_ELEMENTS["cuda" if self.W_dec.is_cuda else "cpu"]
         size = max(1, most // (batch * self.d_sae))
         return [slice(i, min(i + size, len(self))) for i in range(0, len(self), size)]

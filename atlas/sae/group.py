@@ -23,6 +23,9 @@ TABLES = ("training_log", "training_density", "training_watched")
 THRESHOLD_MEMORY = 0.99
 """How much of its mean a BatchTopK SAE's threshold keeps at each step."""
 
+THRESHOLD_LR = 10.0
+"""Learning rate of a JumpReLU SAE's log thresholds over that of its weights: they have further to go."""
+
 
 class Moment(NamedTuple):
     """Where in the schedule a step stands."""
@@ -84,8 +87,12 @@ class Group:
         self.sites, self.train = tuple(sites), train
         config, parameters = configs[0], self.bank.parameters()
         n, zeros = len(names), torch.zeros
+        # One group per tensor, in the order of ``parameters``.
         self.optimiser = torch.optim.Adam(
-            list(parameters.values()), lr=config.lr, betas=(config.beta1, config.beta2), fused=True
+            [{"params": [p]} for p in parameters.values()],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            fused=True,
         )
         self.scale = torch.ones(n, device=device)
         self.silent = zeros(n, self.bank.d_sae, device=device)
@@ -118,7 +125,9 @@ class Group:
         """One optimiser step on activations that are already scaled."""
         config, train = self.config, self.train
         logs = (at.step + 1) % train.log_every == 0 or at.last
-        self.optimiser.param_groups[0]["lr"] = config.lr * at.lr_factor
+        for name, group in zip(self.bank.parameters(), self.optimiser.param_groups, strict=True):
+            faster = THRESHOLD_LR if name == "log_threshold" else 1.0
+            group["lr"] = config.lr * at.lr_factor * faster
         warm = min(1.0, (at.step + 1) / max(1.0, config.sparsity_warmup * at.n_steps))
         loss = self.bank.loss(x, self.dead, warm, objective, self.watch if logs else ())
         self.bank.project_gradients()
@@ -139,29 +148,34 @@ class Group:
 
     @torch.no_grad()
     def _log(self, x: Tensor, loss: BankLoss, at: Moment) -> None:
-        if not torch.isfinite(loss.total).all():
-            worst = int((~torch.isfinite(loss.total)).int().argmax())
-            rate = self.config.lr * at.lr_factor
-            raise SAEError(
-                f"training of {self.bank.names[worst]!r} diverged at step {at.step + 1}; "
-                f"try a smaller lr than {rate:g}"
-            )
+        self._check(loss.total, self.bank.names, at.step + 1)
         step, names, train = at.step + 1, self.bank.names, self.train
         common = {
             "step": step,
-            "tokens": step * train.batch,
+            "tokens": step * x.shape[1],
             "lr": self.config.lr * at.lr_factor,
             "tokens_per_second": at.tokens_per_second,
         }
         dead = self.dead.float().mean(1)
         self.rows["training_log"] += log_rows(names, loss, x, dead, common)
         peak = loss.peak / self.scale[:, None]
+        if self.config.decoder == "free":  # as in the finished SAE, whose rows have norm 1
+            peak = peak * self.bank.W_dec[:, list(self.watch)].norm(dim=2)
         self.rows["training_watched"] += watched_rows(names, step, self.watch, peak)
         if step % (train.log_every * train.histogram_every) == 0 or at.last:
             rates = self.window / self.counts[0].clamp_min(1)[:, None]
             self.rows["training_density"] += density_rows(names, step, rates)
             self.window.zero_()
             self.counts[0].zero_()
+
+    def _check(self, loss: Float[Tensor, " n"], names: Sequence[str], step: int) -> None:
+        if torch.isfinite(loss).all():
+            return
+        worst = int((~torch.isfinite(loss)).int().argmax())
+        raise SAEError(
+            f"training of {names[worst]!r} diverged by step {step}; "
+            f"try a smaller lr than {self.config.lr:g}"
+        )
 
     @torch.no_grad()
     def resample(self, rows: Sequence[Float[Tensor, "n d_in"]], step: int) -> None:
@@ -173,8 +187,10 @@ class Group:
                 continue
             one = slice(s, s + 1)
             x_hat = self.bank.forward(one, {name: t[one] for name, t in whole.items()}, x[None]).x_hat[0]
+            error = x - x_hat
+            self._check(error.square().sum()[None], self.bank.names[one], step)
             seed = seed_of(self.train.seed, f"{self.bank.names[s]}/resample/{step}")
-            resample(whole, s, dead[s], x, x - x_hat, seed)
+            resample(whole, s, dead[s], x, error, seed)
             for name, tensor in p.items():
                 if name != "b_dec":
                     for key in ("exp_avg", "exp_avg_sq"):
