@@ -152,7 +152,7 @@ _DECLARED = (
         C("l0", F64, "active features per token"),
         C("variance_explained", F64, "of the step's batch"),
         C("dead_fraction", F64, "features silent for the dead window"), C("lr", F64, "learning rate"),
-        C("tokens_per_second", F64, "rate of the whole training step since the last row", "tokens/s",
+        C("tokens_per_second", F64, "rate of the training step since its start or resumption", "tokens/s",
           nullable=True, volatile=True),
     ), ("sae", "step")),
     Table("training_density", "SAE x logged step x bin of firing rate (log10, 0.25 wide)", (

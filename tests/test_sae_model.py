@@ -122,6 +122,13 @@ def test_metadata_that_make_no_sense_are_refused(saved, change):
     refused(saved)
 
 
+@pytest.mark.parametrize("d_sae", ["20", None, 20.0])
+def test_a_width_that_is_no_number_is_refused(saved, d_sae):
+    config = json.loads((saved / "cfg.json").read_text())
+    (saved / "cfg.json").write_text(json.dumps(config | {"d_sae": d_sae}))
+    refused(saved)
+
+
 HEAD_ATLAS = ("metadata", "head_atlas")
 PATHS = [("d_in",), ("metadata",), (*HEAD_ATLAS, "site"), (*HEAD_ATLAS, "model")]
 

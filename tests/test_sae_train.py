@@ -229,7 +229,43 @@ def test_training_for_an_objective_improves_it(model, store, tmp_path, objective
 def test_objectives_that_make_no_sense_are_refused(model, store):
     with pytest.raises(ConfigError, match=r"L00\.z is neither"):
         training(model, store, [SAEConfig(objective="pattern", k=4)], SITES[:1])
+    with pytest.raises(ConfigError, match="batch 8 is below one; allowed with corpus context 32: 31"):
+        training(model, store, [SAEConfig(objective="kl", k=4)], SITES[:1], replace(CONFIG, batch=8))
     assert partner(Site("k", 1, 2)) == Site("q", 1, 2)
+
+
+def test_patterns_that_do_not_follow_from_q_and_k_are_refused(model, store, monkeypatch):
+    monkeypatch.setattr(model.bridge.blocks[1].attn.config, "scale_attn_by_inverse_layer_idx", True)
+    training(model, store, [SAEConfig(objective="scores", k=4)], [Site("q", 0, 3)])
+    with pytest.raises(ConfigError, match=r"layer 1 of docs-2l has others; allowed: mse, kl"):
+        training(model, store, [SAEConfig(objective="scores", k=4)], Q)
+
+
+def test_tokens_of_whole_blocks_are_counted(model, store, tmp_path):
+    """Four blocks of 31 tokens make a batch of about 128."""
+    saes = [SAEConfig(d_sae=32, k=2), SAEConfig(d_sae=32, k=2, objective="kl", label="b")]
+    run = training(model, store, saes, SITES[1:2], replace(CONFIG, tokens=512))
+    plain, whole = run.run(tmp_path / "c", NullProgress())
+    assert (plain.info.tokens_trained, whole.info.tokens_trained) == (512, 4 * 4 * 31)
+    last = {row["sae"]: row["tokens"] for row in run.tables()["training_log"] if row["step"] == 4}
+    assert list(last.values()) == [512, 4 * 4 * 31]
+
+
+def test_members_that_run_the_model_do_so_one_at_a_time(model, store):
+    """The logits of one pass are large; those of a whole bank would not fit."""
+    run = training(model, store, [SAEConfig(d_sae=32, k=2, objective="kl")], SITES[:2])
+    assert run.groups[0].bank.slices(128) == [slice(0, 1), slice(1, 2)]
+
+
+# ---------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize("revival", ["none", "resample"])
+def test_a_loss_that_is_not_finite_stops_it_and_names_the_rate_to_change(model, store, tmp_path, revival):
+    sae = SAEConfig("relu", d_sae=32, lr=1e12, dead_features=revival, resample_tokens=512)
+    config = replace(CONFIG, log_every=1000, dead_window=128)
+    with pytest.raises(SAEError, match=r"z\.relu-32' diverged by step \d+; try a smaller lr than 1e\+12"):
+        training(model, store, [sae], SITES[:1], config).run(tmp_path / "c", NullProgress())
 
 
 # ---------------------------------------------------------------- logs
@@ -252,6 +288,24 @@ def test_logged_tables_hold_what_happened(undisturbed):
             assert total == widths[sae.split(".")[-1].split("-")[0]]
     assert {row["feature"] for row in watched} == {0, 5}
     assert any(row["max_activation"] > 0 for row in watched)
+
+
+@pytest.mark.parametrize("decoder", ["unit", "free"])
+def test_watched_activations_are_those_of_the_finished_sae(model, store, tmp_path, decoder):
+    sae = SAEConfig("relu", d_sae=32, decoder=decoder)
+    config = replace(CONFIG, tokens=2048, watch=tuple(range(32)), decay=1.0)
+    run = training(model, store, [sae], SITES[:1], config)
+    (group,) = run.groups
+    (first,) = run.run(tmp_path / "c", NullProgress())
+    if decoder == "free":
+        assert (group.bank.W_dec.norm(dim=2) - 1).abs().max() > 0.05
+    last = {r["feature"]: r["max_activation"] for r in run.tables()["training_watched"] if r["step"] == 16}
+    order = torch.from_numpy(run.stream.token_order(3))[-128:]
+    acts = first.encode(Harvest(model, run.stream, SITES[:1]).chunk(3).rows(SITES[0])[order])
+    peaks = acts.amax(0)
+    strong = peaks > 0.3 * peaks.max()
+    found = torch.tensor([last[f] for f in range(32)])
+    torch.testing.assert_close(found[strong], peaks[strong], rtol=0.02, atol=0)
 
 
 def test_live_rows_are_the_tables(model, store, tmp_path):

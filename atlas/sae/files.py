@@ -123,6 +123,8 @@ def _read_config(folder: Path, config: Any) -> tuple[SAEInfo, int, int]:
         site, architecture, k = Site.parse(known["site"]), known["architecture"], known["k"]
         one_of("architecture", architecture, SAELENS_NAMES, SAEError)
         one_of("normalize_activations", known["normalize_activations"], NORMALISATIONS, SAEError)
+        if not isinstance(d_sae, int) or not isinstance(d_in, int):
+            raise SAEError(f"d_in {d_in!r} and d_sae {d_sae!r} are not allowed; they must be whole numbers")
     except (KeyError, TypeError, AttributeError):
         raise SAEError(f"{where}: {CONFIG} lacks what Head Atlas writes in metadata.head_atlas") from None
     except AtlasError as error:

@@ -168,7 +168,8 @@ class Finetuning:
             if not math.isfinite(loss):
                 name = decoder.sae.info.name
                 raise SAEError(
-                    f"finetuning of {name!r} diverged at step {step}; try a smaller lr than {rate:g}"
+                    f"finetuning of {name!r} diverged at step {step + 1}; "
+                    f"try a smaller lr than {self.config.lr:g}"
                 )
             if step == 0:
                 self.first.append(loss)

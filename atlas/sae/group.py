@@ -173,8 +173,7 @@ class Group:
             return
         worst = int((~torch.isfinite(loss)).int().argmax())
         raise SAEError(
-            f"training of {names[worst]!r} diverged by step {step}; "
-            f"try a smaller lr than {self.config.lr:g}"
+            f"training of {names[worst]!r} diverged by step {step}; try a smaller lr than {self.config.lr:g}"
         )
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ For any site:
 Sources: seed 000 (row A22) asks for the first two; seed 003's agenda, and Braun et al. 2024, for the third.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -25,22 +25,28 @@ from torch.nn import functional as F
 from atlas.errors import ConfigError
 from atlas.lm.hooks import write_site
 from atlas.lm.load import LanguageModel
+from atlas.sae.patterns import follows_scores
 from atlas.sites import Site
 
 OTHER_SIDE = {"q": "k", "k": "q"}
 
 
-def check_objective(objective: str, site: Site, model: LanguageModel) -> None:
-    """Raise ConfigError where an objective makes no sense at a site."""
-    if objective not in ("scores", "pattern"):
-        return
-    if site.kind not in OTHER_SIDE:
-        raise ConfigError(f"objective {objective!r} is for q and k; {site.name} is neither")
-    kind = getattr(model.bridge.cfg, "positional_embedding_type", "standard")
-    if kind == "rotary":
-        raise ConfigError(
-            f"objective {objective!r} reads q and k before the rotation of {model.name}; allowed: mse, kl"
-        )
+def check_objectives(
+    objectives: Iterable[str], sites: Sequence[Site], model: LanguageModel, sample: Int[Tensor, "blocks pos"]
+) -> None:
+    """Raise ConfigError where an objective makes no sense at a site; ``sample`` shows what patterns are."""
+    for objective in dict.fromkeys(objectives):
+        if objective not in ("scores", "pattern"):
+            continue
+        for site in sites:
+            if site.kind not in OTHER_SIDE:
+                raise ConfigError(f"objective {objective!r} is for q and k; {site.name} is neither")
+        for layer in dict.fromkeys(site.layer for site in sites):
+            if not follows_scores(model, sample, layer):
+                raise ConfigError(
+                    f"objective {objective!r} is for patterns that are the softmax of q . k / sqrt(d_head); "
+                    f"layer {layer} of {model.name} has others; allowed: mse, kl"
+                )
 
 
 def partner(site: Site) -> Site:

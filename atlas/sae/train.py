@@ -29,7 +29,7 @@ from atlas.sae.log import Rows
 from atlas.sae.model import SAE
 from atlas.sae.normalise import Scale, normalise, scale_of
 from atlas.sae.objectives import (
-    check_objective,
+    check_objectives,
     clean_log_probs,
     kl_loss,
     partner,
@@ -80,8 +80,26 @@ class Training:
         self.chunk = 0
         self.rate: float | None = None
         self.names: list[str] = []
+        self.batch_blocks = stream.chunk_blocks // config.chunk_batches
+        self._check([sae.objective for sae in saes])
         self.groups = self._groups(saes)
-        self.chunk_blocks = max(1, stream.chunk_blocks // config.chunk_batches)
+
+    def _check(self, objectives: Sequence[str]) -> None:
+        sample = torch.from_numpy(self.stream.store.blocks(self.stream.block_numbers(0)[:1]))
+        sample = sample.to(self.model.device)
+        check_objectives(objectives, self.sites, self.model, sample)
+        context = self.stream.store.meta.context
+        other = [objective for objective in objectives if objective != "mse"]
+        if other and not self.batch_blocks:
+            raise ConfigError(
+                f"objective {other[0]!r} reads whole blocks, and train batch {self.config.batch} is below "
+                f"one; allowed with corpus context {context}: {context - 1} or more"
+            )
+
+    def _batch_tokens(self, objective: str) -> int:
+        """Tokens of a step: where an objective reads whole blocks, those that make about a ``batch``."""
+        whole = self.batch_blocks * (self.stream.store.meta.context - 1)
+        return self.config.batch if objective == "mse" else whole
 
     def _groups(self, saes: Sequence[SAEConfig]) -> list[Group]:
         """Banks of SAEs of one shape; ``names`` keeps the order in which SAEs are returned."""
@@ -90,7 +108,6 @@ class Training:
         for sae in saes:
             widths = dict.fromkeys(site.d_in(shape) for site in self.sites)
             for site in (s for width in widths for s in self.sites if s.d_in(shape) == width):
-                check_objective(sae.objective, site, self.model)
                 d_in, name = site.d_in(shape), sae.name_at(self.model.name, site.name, site.d_in(shape))
                 self.names.append(name)
                 found = next((m for d, m in kinds if d == d_in and same_bank(m[0][0], sae, d_in)), None)
@@ -130,11 +147,13 @@ class Training:
         from atlas import __version__
 
         meta = self.stream.store.meta
-        tokens = self.n_steps * self.config.batch
-        origin = Origin(
-            self.model.name, self.model.processing, meta.corpus, meta.context, tokens, __version__
-        )
-        made = {sae.info.name: sae for group in self.groups for sae in group.finished(origin)}
+        made: dict[str, SAE] = {}
+        for group in self.groups:
+            tokens = self.n_steps * self._batch_tokens(group.config.objective)
+            origin = Origin(
+                self.model.name, self.model.processing, meta.corpus, meta.context, tokens, __version__
+            )
+            made |= {sae.info.name: sae for sae in group.finished(origin)}
         return [made[name] for name in self.names]
 
     def _summary(self) -> str:
@@ -178,7 +197,7 @@ class Training:
             group.step(x.mul_(group.scale[:, None, None]), at, None)
         else:
             context = _Context(
-                self.model, group, chunk, slice(b * self.chunk_blocks, (b + 1) * self.chunk_blocks)
+                self.model, group, chunk, slice(b * self.batch_blocks, (b + 1) * self.batch_blocks)
             )
             group.step(context.x, at, context.objective)
 
@@ -236,8 +255,6 @@ class _Context:
 
     def __init__(self, model: LanguageModel, group: Group, chunk: Chunk, blocks: slice) -> None:
         self.model, self.group, self.tokens = model, group, chunk.tokens[blocks]
-        if len(self.tokens) == 0:
-            raise ConfigError("train batch is smaller than a block; a contextual objective needs one block")
         self.raw = torch.stack([chunk.activations[site][blocks] for site in group.sites])
         self.other: Tensor | None = None
         if group.config.objective in CONTEXTUAL:
