@@ -128,7 +128,7 @@ class SAEConfig:
     normalize_activations: str = "none"
     """none, constant_norm_rescale (each token to norm sqrt(d_in)) or layer_norm."""
     tied_start: bool = True
-    """Whether W_enc starts as the transpose of W_dec."""
+    """Whether W_enc starts as the transpose of W_dec (shorter, where a wide SAE has no k)."""
     dead_features: str = "auto"
     """auxk, resample, ghost or none; auto is auxk for the architectures with k and none for the others."""
     aux_k: int = 64
