@@ -117,7 +117,7 @@ class SAEConfig:
     threshold: float = 0.5
     """jumprelu: threshold at the start, for encoder rows of norm 1 (wide SAEs start smaller)."""
     bandwidth: float = 0.5
-    """jumprelu: width of the kernel through which the threshold gets its gradient."""
+    """jumprelu: width of the kernel through which the threshold gets its gradient; smaller, as well."""
     sparsity_warmup: float = 0.05
     """relu, gated, jumprelu: fraction of the steps over which the penalty rises to its full weight."""
     decoder: str = "unit"
@@ -249,6 +249,9 @@ class TrainConfig:
             _at_least("train watch", feature, 0)
         for name in ("tokens", "batch", "chunk_batches", "dead_window", "log_every"):
             _positive(f"train {name}", getattr(self, name))
+        for name in ("warmup", "decay"):
+            if getattr(self, name) > 1:
+                raise ConfigError(f"train {name} {getattr(self, name)!r} is too large; allowed: 0 to 1")
         for name in ("histogram_every", "parts", "cache_gb"):
             _positive(f"train {name}", getattr(self, name))
         for name in ("seed", "warmup", "decay", "checkpoint_seconds"):

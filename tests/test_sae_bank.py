@@ -223,8 +223,9 @@ def test_jumprelu_gradients_by_its_formulas():
     *expected, d_f = torch.autograd.grad(mse, [*(p[n] for n in names), f])
     for name, gradient in zip(names, expected, strict=True):
         torch.testing.assert_close(getattr(bank, name).grad[0], gradient)
-    near = ((pre.detach() - threshold).abs() < 0.3).double()
-    by_hand = (-(threshold / 0.6) * near * d_f).sum(0) - 0.5 * 0.4 * near.sum(0) / 0.6 / BATCH
+    width = 0.6 * 2 * D_IN / D_SAE
+    near = ((pre.detach() - threshold).abs() < width / 2).double()
+    by_hand = (-(threshold / width) * near * d_f).sum(0) - 0.5 * 0.4 * near.sum(0) / width / BATCH
     assert near.sum() > 5
     torch.testing.assert_close(bank.log_threshold.grad[0], by_hand * threshold)
 
@@ -273,6 +274,19 @@ def test_seeds_belong_to_names_not_to_places():
     assert torch.equal(untied.W_dec[0], together.W_dec[0])
     assert not torch.equal(untied.W_enc, untied.W_dec)
     torch.testing.assert_close(together.W_dec.norm(dim=2), torch.ones(3, D_SAE))
+
+
+def test_a_large_mean_costs_nothing_in_bfloat16():
+    """x is centred before it is rounded: pre-activations stay as exact as those of centred inputs."""
+    config = SAEConfig("relu", d_sae=64)
+    bank = Bank([config], 32, ["a"], 0, CPU, torch.bfloat16)
+    x = torch.randn(1, 50, 32, generator=torch.Generator().manual_seed(0))
+    plain = bank.forward(slice(0, 1), bank.parameters(), x).pre
+    bank.b_dec += 100.0
+    shifted = bank.forward(slice(0, 1), bank.parameters(), x + 100.0).pre
+    torch.testing.assert_close(shifted, plain, atol=2e-2, rtol=0)
+    exact = (x[0].double() @ bank.W_enc[0].double().T).float()
+    torch.testing.assert_close(plain[0], exact, atol=2e-2, rtol=0)
 
 
 def train(bank, batches, dead=None, lr=1e-2):

@@ -41,6 +41,16 @@ def test_a_frozen_encoder_gives_the_same_bits(sae):
     torch.testing.assert_close(again.reconstruct(x), sae.reconstruct(x))
 
 
+@pytest.mark.parametrize("architecture", ["topk", "gated", "jumprelu"])
+def test_a_gain_by_the_decoders_norm_is_frozen_too(architecture):
+    sae = random_sae(architecture=architecture, k=4, rescale_acts_by_decoder_norm=True)
+    x = torch.randn(200, sae.d_in, generator=torch.Generator().manual_seed(3))
+    again = frozen(sae)
+    assert not again.info.rescale_acts_by_decoder_norm
+    torch.testing.assert_close(again.encode(x), sae.encode(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(again.reconstruct(x), sae.reconstruct(x), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("sae", ALL, ids=lambda s: f"{s.info.architecture}-{s.info.seed}")
 def test_gradients_against_autograd_on_dense_matrices(sae):
     x, decoder = data(80), Decoder(sae, 1e-3)

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atlas.configs import SAEConfig
-from atlas.sae.forward import FORWARD, Forward, Params, squared_error
+from atlas.sae.forward import FORWARD, Forward, Params, squared_error, start_size
 from atlas.sae.revive import revival_loss
 
 SLICE_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
@@ -76,32 +76,24 @@ class Bank:
         self.configs, self.config = tuple(configs), configs[0]
         self.d_in, self.d_sae = d_in, configs[0].width(d_in)
         self.names, self.dtype = tuple(names), dtype
-        n, zeros = len(names), torch.zeros
+        n, zeros, size = len(names), torch.zeros, start_size(self.config, d_in, self.d_sae)
         directions = [self._unit_rows(seed_of(seed, name)) for name in names]
         self.W_dec = torch.stack(directions).to(device)
         if not self.config.tied_start:
             directions = [self._unit_rows(seed_of(seed, f"{name}/encoder")) for name in names]
-        self.W_enc = torch.stack(directions).to(device) * self._start_size()
+        self.W_enc = torch.stack(directions).to(device) * size
         self.b_enc = zeros(n, self.d_sae, device=device)
         self.b_dec = zeros(n, d_in, device=device)
         if self.config.architecture == "gated":
             self.b_gate = zeros(n, self.d_sae, device=device)
             self.r_mag = zeros(n, self.d_sae, device=device)
         if self.config.architecture == "jumprelu":
-            start = torch.full((n, self.d_sae), math.log(self.config.threshold * self._start_size()))
+            start = torch.full((n, self.d_sae), math.log(self.config.threshold * size))
             self.log_threshold = start.to(device)
 
     def _unit_rows(self, seed: int) -> Float[Tensor, "d_sae d_in"]:
         rows = torch.randn(self.d_sae, self.d_in, generator=torch.Generator().manual_seed(seed))
         return rows / rows.norm(dim=1, keepdim=True)
-
-    def _start_size(self) -> float:
-        """Norm of the encoder's rows at the start.
-
-        With ReLU and random rows, half of the features fire and x^ is d_sae / (2 d_in) times x in the mean;
-        a wide SAE would spend its training on coming down from there.
-        """
-        return 1.0 if self.config.has_k else min(1.0, 2 * self.d_in / self.d_sae)
 
     def __len__(self) -> int:
         return len(self.names)

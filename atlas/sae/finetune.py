@@ -44,11 +44,16 @@ def frozen(sae: SAE) -> SAE:
     gate = sae.b_gate
     if gate is not None and sae.info.apply_b_dec_to_input:
         gate = gate - sae.b_dec @ sae.W_enc
-    # r_mag stays a factor of its own; a gain by the decoder's norm becomes part of W_enc.
-    directions = sae.encoder_directions if sae.info.rescale_acts_by_decoder_norm else sae.W_enc
     info = replace(sae.info, apply_b_dec_to_input=False, rescale_acts_by_decoder_norm=False)
-    rows = sae.decoder_directions
-    return replace(sae, info=info, W_enc=directions, b_enc=sae.bias_term, b_gate=gate, W_dec=rows)
+    changed = {"b_enc": sae.bias_term, "W_dec": sae.decoder_directions}
+    if gate is not None:
+        changed["b_gate"] = gate
+    # A gain by the decoder's norm becomes part of W_enc or, since a gate has no part in it, of r_mag.
+    if sae.info.rescale_acts_by_decoder_norm and sae.r_mag is not None:
+        changed["r_mag"] = sae.r_mag + sae.W_dec.norm(dim=1).log()
+    elif sae.info.rescale_acts_by_decoder_norm:
+        changed["W_enc"] = sae.encoder_directions
+    return replace(sae, info=info, **changed)
 
 
 class Decoder:

@@ -1,9 +1,10 @@
 """Each architecture's forward pass in training, for several SAEs of one shape at once.
 
 x: activations of n SAEs [n, batch, d_in], scaled to a mean squared norm of d_in. Parameters are stacked;
-W_enc is kept as rows [n, d_sae, d_in]. The decoder's bias is taken out of x within the encoder's bias:
-pre = x W_enc + (b_enc - b_dec W_enc). What every architecture returns is a ``Forward``; the loss is put
-together in ``bank``.
+W_enc is kept as rows [n, d_sae, d_in]. With c the value of b_dec, a constant, pre = (x - c) W_enc + b_enc -
+(b_dec - c) W_enc: x is centred before it is rounded, and b_dec has its gradient through the bias, which
+needs no product with the batch. What every architecture returns is a ``Forward``; the loss is put together
+in ``bank``.
 
 Sources: ReLU, Bricken et al. 2023 (L1 times decoder norm: Conerly et al. 2024); TopK, Gao et al. 2024;
 BatchTopK, Bussmann et al. 2024; Matryoshka, Bussmann et al. 2025; JumpReLU and gated, Rajamanoharan et
@@ -64,6 +65,8 @@ class Forward(NamedTuple):
 
     x_hat: Float[Tensor, "n batch d_in"]
     """The reconstruction."""
+    centred: Float[Tensor, "n batch d_in"]
+    """x minus the value of b_dec."""
     acts: DenseActs | SparseActs
     """What fired, without gradients."""
     penalty: Float[Tensor, " n"]
@@ -71,7 +74,7 @@ class Forward(NamedTuple):
     pre: Float[Tensor, "n batch d_sae"]
     """Pre-activations, without gradients."""
     bias: Float[Tensor, "n d_sae"]
-    """b_enc - b_dec W_enc (a gated SAE: of the gate)."""
+    """b_enc - (b_dec - its value) W_enc (a gated SAE: of the gate)."""
     fit: Float[Tensor, " n"] | None = None
     """Squared error to minimise, where it is not that of x_hat (Matryoshka)."""
     aux: Float[Tensor, " n"] | None = None
@@ -92,18 +95,34 @@ def affine(bias: Float[Tensor, "n d"], a: Tensor, b: Tensor, dtype: torch.dtype)
     return product(a, b, dtype) + bias[:, None]
 
 
+def start_size(config: SAEConfig, d_in: int, d_sae: int) -> float:
+    """Norm of the encoder's rows at the start; a JumpReLU SAE's threshold and kernel go with it.
+
+    With ReLU and random rows, half of the features fire and x^ is d_sae / (2 d_in) times x in the mean; a
+    wide SAE would spend its training on coming down from there.
+
+    >>> start_size(SAEConfig("relu"), 64, 512), start_size(SAEConfig("topk"), 64, 512)
+    (0.25, 1.0)
+    """
+    return 1.0 if config.has_k else min(1.0, 2 * d_in / d_sae)
+
+
 def squared_error(x: Float[Tensor, "n batch d_in"], x_hat: Float[Tensor, "n batch d_in"]) -> Tensor:
     """Mean over tokens of the squared error summed over d_in, per SAE."""
     return (x - x_hat).square().sum(2).mean(1)
 
 
 def _bias(p: Params, name: str = "b_enc") -> Float[Tensor, "n d_sae"]:
-    """The encoder's bias with b_dec taken out of x.
+    """The encoder's bias, through which b_dec has its gradient.
 
     SAE by SAE, since a batched product of matrix and vector rounds differently in different company.
     """
-    taken = [torch.mv(W, b) for W, b in zip(p["W_enc"], p["b_dec"], strict=True)]
+    taken = [torch.mv(W, b - b.detach()) for W, b in zip(p["W_enc"], p["b_dec"], strict=True)]
     return p[name] - torch.stack(taken)
+
+
+def _centred(p: Params, x: Tensor) -> Float[Tensor, "n batch d_in"]:
+    return x - p["b_dec"].detach()[:, None]
 
 
 def _l1(f: Tensor, p: Params, config: SAEConfig) -> Float[Tensor, " n"]:
@@ -116,17 +135,17 @@ def _l1(f: Tensor, p: Params, config: SAEConfig) -> Float[Tensor, " n"]:
 
 def relu(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype) -> Forward:
     """f = ReLU(pre), with an L1 penalty."""
-    bias = _bias(p)
-    pre = affine(bias, x, p["W_enc"].transpose(1, 2), dtype)
+    bias, centred = _bias(p), _centred(p, x)
+    pre = affine(bias, centred, p["W_enc"].transpose(1, 2), dtype)
     f = pre.relu()
     x_hat = affine(p["b_dec"], f, p["W_dec"], dtype)
-    return Forward(x_hat, DenseActs(f.detach()), _l1(f, p, configs[0]), pre.detach(), bias)
+    return Forward(x_hat, centred, DenseActs(f.detach()), _l1(f, p, configs[0]), pre.detach(), bias)
 
 
 def gated(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype) -> Forward:
     """f = 1[gate > 0] ReLU(magnitude); the penalty is on ReLU(gate), which alone reconstructs x as well."""
-    bias = _bias(p, "b_gate")
-    gate = affine(bias, x, p["W_enc"].transpose(1, 2), dtype)
+    bias, centred = _bias(p, "b_gate"), _centred(p, x)
+    gate = affine(bias, centred, p["W_enc"].transpose(1, 2), dtype)
     linear = gate - p["b_gate"][:, None]
     magnitude = torch.addcmul(p["b_enc"][:, None], linear, p["r_mag"].exp()[:, None])
     f = magnitude.relu() * (gate > 0)
@@ -135,7 +154,7 @@ def gated(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype
     by_gate = affine(p["b_dec"].detach(), open_gate, p["W_dec"].detach(), dtype)
     penalty = _l1(open_gate, p, configs[0])
     aux = squared_error(x, by_gate)
-    return Forward(x_hat, DenseActs(f.detach()), penalty, gate.detach(), bias, aux=aux)
+    return Forward(x_hat, centred, DenseActs(f.detach()), penalty, gate.detach(), bias, aux=aux)
 
 
 class _JumpReLU(torch.autograd.Function):
@@ -173,17 +192,19 @@ class _Count(torch.autograd.Function):
 
 def jumprelu(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype) -> Forward:
     """f = pre where pre > threshold, threshold = exp(log_threshold), with an L0 penalty."""
-    bias, threshold, width = _bias(p), p["log_threshold"].exp(), configs[0].bandwidth
-    pre = affine(bias, x, p["W_enc"].transpose(1, 2), dtype)
+    bias, centred, threshold = _bias(p), _centred(p, x), p["log_threshold"].exp()
+    width = configs[0].bandwidth * start_size(configs[0], *p["W_enc"].shape[:0:-1])
+    pre = affine(bias, centred, p["W_enc"].transpose(1, 2), dtype)
     f: Tensor = _JumpReLU.apply(pre, threshold, width)  # type: ignore[no-untyped-call]
     penalty: Tensor = _Count.apply(pre.detach(), threshold, width)  # type: ignore[no-untyped-call]
     x_hat = affine(p["b_dec"], f, p["W_dec"], dtype)
-    return Forward(x_hat, DenseActs(f.detach()), penalty, pre.detach(), bias)
+    return Forward(x_hat, centred, DenseActs(f.detach()), penalty, pre.detach(), bias)
 
 
 class _Kept(NamedTuple):
     """The features that were kept, differentiable, over all SAEs and tokens."""
 
+    centred: Float[Tensor, "n batch d_in"]
     pre: Float[Tensor, "n batch d_sae"]
     bias: Float[Tensor, "n d_sae"]
     values: Float[Tensor, " nnz"]
@@ -215,15 +236,15 @@ def _chosen(pre: Tensor, configs: Sequence[SAEConfig]) -> tuple[Tensor, Tensor, 
 
 def _keep(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype) -> _Kept:
     n, batch, d_in = x.shape
-    bias, d_sae = _bias(p), p["W_enc"].shape[1]
+    bias, centred, d_sae = _bias(p), _centred(p, x), p["W_enc"].shape[1]
     with torch.no_grad():
-        pre = affine(bias, x, p["W_enc"].transpose(1, 2), dtype)
+        pre = affine(bias, centred, p["W_enc"].transpose(1, 2), dtype)
         row, feature, selected = _chosen(pre, configs)
     pattern = Pattern(row, feature, n * batch, n * d_sae)
     values = selected_preactivations(
-        x.reshape(-1, d_in), p["W_enc"].reshape(-1, d_in), bias.reshape(-1), selected, pattern
+        centred.reshape(-1, d_in), p["W_enc"].reshape(-1, d_in), bias.reshape(-1), selected, pattern
     )
-    return _Kept(pre, bias, values.relu(), pattern)
+    return _Kept(centred, pre, bias, values.relu(), pattern)
 
 
 def topk(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype) -> Forward:
@@ -231,7 +252,8 @@ def topk(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype)
     kept = _keep(p, x, configs, dtype)
     x_hat = sparse_decode(kept.values, p["W_dec"].reshape(-1, x.shape[2]), kept.pattern).reshape(x.shape)
     acts = SparseActs(kept.values.detach(), kept.pattern, len(x))
-    return Forward(x_hat + p["b_dec"][:, None], acts, x.new_zeros(len(x)), kept.pre, kept.bias)
+    x_hat = x_hat + p["b_dec"][:, None]
+    return Forward(x_hat, kept.centred, acts, x.new_zeros(len(x)), kept.pre, kept.bias)
 
 
 def _least(acts: SparseActs, batch: int) -> Float[Tensor, " n"]:
@@ -266,7 +288,7 @@ def matryoshka(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.
     acts = SparseActs(kept.values.detach(), kept.pattern, len(x))
     nothing = x.new_zeros(len(x))
     least = _least(acts, x.shape[1])
-    return Forward(x_hat, acts, nothing, kept.pre, kept.bias, fit=fit, least=least)
+    return Forward(x_hat, kept.centred, acts, nothing, kept.pre, kept.bias, fit=fit, least=least)
 
 
 FORWARD = {

@@ -35,9 +35,9 @@ def revival_loss(
         if len(numbers) == 0:
             losses.append(x.new_zeros(()))
         elif kind == "auxk":
-            losses.append(_auxk(p, x[s], out, s, numbers, error[s], config))
+            losses.append(_auxk(p, out.centred[s], out, s, numbers, error[s], config))
         else:
-            losses.append(_ghost(p, x[s], out.bias[s], s, numbers, error[s]))
+            losses.append(_ghost(p, out.centred[s], out.bias[s], s, numbers, error[s]))
     return torch.stack(losses)
 
 
