@@ -21,10 +21,11 @@ from atlas.configs import ARCHITECTURES, ModelConfig, SAEConfig, TrainConfig
 from atlas.corpus.tokens import TokenStore
 from atlas.lm.load import LanguageModel, load_model
 from atlas.lm.runtime import prepare_torch
+from atlas.sae.context import harvested
 from atlas.sae.group import Group, Moment
 from atlas.sae.harvest import Chunk, Harvest, Source, Stream
 from atlas.sae.precision import fast_bfloat16, matmul_dtype
-from atlas.sae.train import Training, harvested
+from atlas.sae.train import Training
 from atlas.settings import load_settings
 from atlas.sites import Site, expand_sites
 

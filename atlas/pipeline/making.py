@@ -6,9 +6,10 @@ from atlas.heads.measure import measure_heads
 from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import the_model, the_saes, the_source, the_stream, the_text, write_rows
 from atlas.progress import Progress
+from atlas.sae.context import harvested
 from atlas.sae.evaluate import evaluate
 from atlas.sae.files import save_sae
-from atlas.sae.train import Training, harvested
+from atlas.sae.train import Training
 
 CHECKPOINT, LIVE = "training.safetensors", "live.jsonl"
 

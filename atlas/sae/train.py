@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,26 +20,18 @@ from atlas.configs import SAEConfig, TrainConfig
 from atlas.errors import ConfigError, SAEError
 from atlas.lm.load import LanguageModel
 from atlas.progress import Progress
+from atlas.sae.context import Context, harvested
 from atlas.sae.files import write_tensors
-from atlas.sae.forward import Forward, Params
 from atlas.sae.group import TABLES, Group, Moment, Origin, same_bank
 from atlas.sae.harvest import Chunk, Harvest, Source, Stream
+from atlas.sae.live_log import LiveLog
 from atlas.sae.log import Rows
 from atlas.sae.model import SAE
-from atlas.sae.normalise import Scale, normalise, scale_of
-from atlas.sae.objectives import (
-    check_objectives,
-    clean_log_probs,
-    kl_loss,
-    partner,
-    pattern_loss,
-    scores_loss,
-)
+from atlas.sae.normalise import normalise, scale_of
+from atlas.sae.objectives import check_objectives
 from atlas.sae.precision import matmul_dtype
 from atlas.sites import Site
 from atlas.store.atomic import atomic_file
-
-CONTEXTUAL = {"scores": scores_loss, "pattern": pattern_loss}
 
 
 def learning_rate(config: TrainConfig, step: int, n_steps: int) -> float:
@@ -129,7 +120,7 @@ class Training:
         """
         if checkpoint.exists():
             self.restore(checkpoint)
-        shown = _Live(live, self)
+        shown = LiveLog(live, self.groups)
         saved = started = time.monotonic()
         first = self.chunk
         while self.chunk < self.n_chunks:
@@ -196,7 +187,7 @@ class Training:
             x = torch.stack([r[b * size : (b + 1) * size] for r in rows])
             group.step(x.mul_(group.scale[:, None, None]), at, None)
         else:
-            context = _Context(
+            context = Context(
                 self.model, group, chunk, slice(b * self.batch_blocks, (b + 1) * self.batch_blocks)
             )
             group.step(context.x, at, context.objective)
@@ -236,87 +227,3 @@ class Training:
                 f"checkpoint {str(path)!r} cannot be read ({error}); delete it to start anew"
             ) from None
         self.chunk = chunk
-
-
-def harvested(sites: Sequence[Site], saes: Sequence[SAEConfig]) -> tuple[Site, ...]:
-    """The sites whose activations training reads: the SAEs' own, and the other side for attention losses.
-
-    >>> [s.name for s in harvested([Site("q", 0, 1)], [SAEConfig(objective="pattern")])]
-    ['L00.H01.q', 'L00.H01.k']
-    """
-    own = list(sites)
-    if any(sae.objective in CONTEXTUAL for sae in saes):
-        own += [partner(site) for site in sites if site.kind in ("q", "k")]
-    return tuple(dict.fromkeys(own))
-
-
-class _Context:
-    """One batch of whole blocks for a bank whose objective looks at attention or at the model's output."""
-
-    def __init__(self, model: LanguageModel, group: Group, chunk: Chunk, blocks: slice) -> None:
-        self.model, self.group, self.tokens = model, group, chunk.tokens[blocks]
-        self.raw = torch.stack([chunk.activations[site][blocks] for site in group.sites])
-        self.other: Tensor | None = None
-        if group.config.objective in CONTEXTUAL:
-            others = [chunk.activations[partner(site)][blocks] for site in group.sites]
-            self.other = torch.stack(others)
-        self.clean = clean_log_probs(model, self.tokens) if group.config.objective == "kl" else None
-        flat = self.raw.flatten(0, 2)
-        self.undo = scale_of(flat, group.config.normalize_activations)
-        ready = normalise(flat, self.undo).reshape(self.raw.shape) * group.scale[:, None, None, None]
-        self.first = ready[:, :, 0]
-        self.x = ready[:, :, 1:].flatten(1, 2)
-
-    def objective(self, which: slice, p: Params, out: Forward) -> Float[Tensor, " n"]:
-        """The objective's term for some members of the bank."""
-        config, raw = self.group.config, self.raw[which]
-        first = self.group.bank.forward(which, p, self.first[which]).x_hat
-        n, blocks, pos, d_in = raw.shape
-        x_hat = torch.cat([first[:, :, None], out.x_hat.reshape(n, blocks, pos - 1, d_in)], 2)
-        x_hat = self._unscaled(x_hat, which)
-        if self.clean is not None:
-            loss = kl_loss(self.model, self.tokens, self.clean, self.group.sites[which], x_hat)
-        elif self.other is not None:
-            kinds = [site.kind for site in self.group.sites[which]]
-            terms = [
-                CONTEXTUAL[config.objective](
-                    kind, raw[i : i + 1], x_hat[i : i + 1], self.other[which][i : i + 1]
-                )
-                for i, kind in enumerate(kinds)
-            ]
-            loss = torch.cat(terms)
-        else:
-            raise ConfigError(f"objective {config.objective!r} is not known")
-        return config.objective_coefficient * loss
-
-    def _unscaled(self, x_hat: Tensor, which: slice) -> Tensor:
-        x_hat = x_hat / self.group.scale[which][:, None, None, None]
-        if self.undo is None:
-            return x_hat
-        shape = (*self.raw.shape[:3], 1)
-        mean, size, back = (t.reshape(shape)[which].flatten(0, 2) for t in self.undo)
-        return Scale(mean, size, back).undo(x_hat.flatten(0, 2)).reshape(x_hat.shape)
-
-
-class _Live:
-    """The rows of the training tables as JSON lines, for whoever looks on."""
-
-    def __init__(self, path: Path | None, training: Training) -> None:
-        self.path, self.training = path, training
-        self.written = [dict.fromkeys(TABLES, 0) for _ in training.groups]
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("", encoding="utf8")
-            self.write()
-
-    def write(self) -> None:
-        """Append what came since the last time."""
-        if self.path is None:
-            return
-        lines: list[dict[str, Any]] = []
-        for group, written in zip(self.training.groups, self.written, strict=True):
-            for table, rows in group.rows.items():
-                lines += [{"table": table, **row} for row in rows[written[table] :]]
-                written[table] = len(rows)
-        with self.path.open("a", encoding="utf8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
