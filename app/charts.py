@@ -94,8 +94,13 @@ def by_head(n_heads: int) -> Spec:
 MEASURES = ("decoder share", "FVE", "DFA share")
 
 
-def by_layer(fields: Sequence[tuple[str, str]], title: str, n_layers: int, zero: bool | None) -> Spec:
-    """Lines over layers for long data with fields layer, name, value; ``zero`` None: a logarithmic axis."""
+def by_layer(
+    fields: Sequence[tuple[str, str]], title: str, n_layers: int, zero: bool | None, *, joined: bool
+) -> Spec:
+    """Values over layers for long data with fields layer, name, value; ``zero`` None: a logarithmic axis.
+
+    Points are ``joined`` by lines where a layer has one value of a name.
+    """
     names = [label for _, label in fields]
     ticks: Spec = {"format": ".3~g", "tickCount": 5}
     if zero is None:
@@ -106,7 +111,9 @@ def by_layer(fields: Sequence[tuple[str, str]], title: str, n_layers: int, zero:
         "legend": LEGEND if len(names) > 1 else None,
     }  # fmt: skip
     return {
-        "mark": {"type": "line", "point": {"size": 28}, "strokeWidth": 1.5},
+        "mark": {"type": "line", "point": {"size": 28}, "strokeWidth": 1.5}
+        if joined
+        else {"type": "circle", "size": 28, "opacity": 0.8},
         "encoding": {
             "x": axis(
                 "layer", "layer", axis={"values": list(range(n_layers)), "labelAngle": 0, "format": "d"}

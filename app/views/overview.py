@@ -100,12 +100,13 @@ def _plots(scope: Scope, rows: pa.Table) -> None:
         # On a logarithmic axis there is no place for what does no harm at all.
         added = pc.if_else(pc.greater(added, 0.0), added, None)
         rows = rows.append_column(f"added_{name}", added)
+    joined = len(pc.unique(rows["layer"])) == rows.num_rows
     with st.container(key="charts"):
         columns = st.columns(len(PLOTS))
     for column, (title, unit, fields, zero) in zip(columns, PLOTS, strict=True):
         with column:
             style.section(title)
-            spec = charts.by_layer(fields, unit, scope.model.n_layers, zero)
+            spec = charts.by_layer(fields, unit, scope.model.n_layers, zero, joined=joined)
             charts.draw(_long(rows, fields), spec, 170, f"plot_{title}", f"{title} by layer, {unit}")
 
 
