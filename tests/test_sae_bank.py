@@ -278,7 +278,7 @@ def test_seeds_belong_to_names_not_to_places():
 
 def test_a_large_mean_costs_nothing_in_bfloat16():
     """x is centred before it is rounded: pre-activations stay as exact as those of centred inputs."""
-    config = SAEConfig("relu", d_sae=64)
+    config = SAEConfig("relu", d_sae=64, dead_features="auxk")
     bank = Bank([config], 32, ["a"], 0, CPU, torch.bfloat16)
     x = torch.randn(1, 50, 32, generator=torch.Generator().manual_seed(0))
     plain = bank.forward(slice(0, 1), bank.parameters(), x).pre

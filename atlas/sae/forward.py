@@ -12,7 +12,6 @@ al. 2024.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,44 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atlas.configs import SAEConfig
+from atlas.sae.feature_acts import DenseActs, SparseActs, in_parts
 from atlas.sae.sparse import Pattern, selected_preactivations, sparse_decode
 from atlas.sae.topk import top_k, top_of_batch
 
 Params = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class DenseActs:
-    """Feature activations of a batch, every one written out."""
-
-    f: Float[Tensor, "n batch d_sae"]
-
-    def firings(self) -> Float[Tensor, "n d_sae"]:
-        """How many tokens of the batch each feature fires on."""
-        return (self.f > 0).sum(1).to(self.f.dtype)
-
-    def peak(self, features: Sequence[int]) -> Float[Tensor, "n chosen"]:
-        """The strongest activation of some features."""
-        return self.f[:, :, list(features)].amax(1)
-
-
-@dataclass(frozen=True)
-class SparseActs:
-    """Feature activations of a batch as (row, feature, value)."""
-
-    values: Float[Tensor, " nnz"]
-    pattern: Pattern
-    n: int
-
-    def firings(self) -> Float[Tensor, "n d_sae"]:
-        """How many tokens of the batch each feature fires on."""
-        return self.pattern.sum_by_feature((self.values > 0).to(self.values.dtype)).reshape(self.n, -1)
-
-    def peak(self, features: Sequence[int]) -> Float[Tensor, "n chosen"]:
-        """The strongest activation of some features."""
-        most = self.values.new_zeros(self.pattern.n_features)
-        most.scatter_reduce_(0, self.pattern.feature, self.values, "amax")
-        return most.reshape(self.n, -1)[:, list(features)]
 
 
 class Forward(NamedTuple):
@@ -72,7 +38,7 @@ class Forward(NamedTuple):
     penalty: Float[Tensor, " n"]
     """The sparsity penalty without its coefficient; zero where k features are kept."""
     pre: Float[Tensor, "n batch d_sae"]
-    """Pre-activations, without gradients."""
+    """Pre-activations, without gradients; a ReLU SAE without AuxK has only f."""
     bias: Float[Tensor, "n d_sae"]
     """b_enc - (b_dec - its value) W_enc (a gated SAE: of the gate)."""
     fit: Float[Tensor, " n"] | None = None
@@ -125,21 +91,48 @@ def _centred(p: Params, x: Tensor) -> Float[Tensor, "n batch d_in"]:
     return x - p["b_dec"].detach()[:, None]
 
 
-def _l1(f: Tensor, p: Params, config: SAEConfig) -> Float[Tensor, " n"]:
+class _ReLU(torch.autograd.Function):
+    """ReLU, in place if asked, and each feature's sum over the batch; one pass back over the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
+        if in_place:
+            ctx.mark_dirty(pre)
+        f = pre.relu_() if in_place else pre.relu()
+        ctx.save_for_backward(f)
+        return f, f.sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (f,) = ctx.saved_tensors
+        # The gradient is a fresh product that nobody else holds.
+        gradient = grads[0].contiguous()
+        for part, fired in zip(in_parts(gradient), in_parts(f), strict=True):
+            part.add_(grads[1][:, None]).mul_(fired > 0)
+        return gradient, None
+
+
+def _relu(pre: Tensor, config: SAEConfig) -> tuple[Tensor, Tensor]:
+    """Feature activations and their sums; pre-activations are kept only for what needs them."""
+    found: tuple[Tensor, Tensor] = _ReLU.apply(pre, config.revival != "auxk")  # type: ignore[no-untyped-call]
+    return found
+
+
+def _l1(total: Float[Tensor, "n d_sae"], batch: int, p: Params, config: SAEConfig) -> Float[Tensor, " n"]:
     """Summed activation per token; with free decoder rows, activation times the row's norm."""
-    total = f.sum(1)
     if config.decoder == "free":
         total = total * p["W_dec"].norm(dim=2)
-    return total.sum(1) / f.shape[1]
+    return total.sum(1) / batch
 
 
 def relu(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype) -> Forward:
     """f = ReLU(pre), with an L1 penalty."""
     bias, centred = _bias(p), _centred(p, x)
     pre = affine(bias, centred, p["W_enc"].transpose(1, 2), dtype)
-    f = pre.relu()
+    f, total = _relu(pre, configs[0])
     x_hat = affine(p["b_dec"], f, p["W_dec"], dtype)
-    return Forward(x_hat, centred, DenseActs(f.detach()), _l1(f, p, configs[0]), pre.detach(), bias)
+    penalty = _l1(total, x.shape[1], p, configs[0])
+    return Forward(x_hat, centred, DenseActs(f.detach()), penalty, pre.detach(), bias)
 
 
 def gated(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype) -> Forward:
@@ -152,7 +145,7 @@ def gated(p: Params, x: Tensor, configs: Sequence[SAEConfig], dtype: torch.dtype
     x_hat = affine(p["b_dec"], f, p["W_dec"], dtype)
     open_gate = gate.relu()
     by_gate = affine(p["b_dec"].detach(), open_gate, p["W_dec"].detach(), dtype)
-    penalty = _l1(open_gate, p, configs[0])
+    penalty = _l1(open_gate.sum(1), x.shape[1], p, configs[0])
     aux = squared_error(x, by_gate)
     return Forward(x_hat, centred, DenseActs(f.detach()), penalty, gate.detach(), bias, aux=aux)
 
