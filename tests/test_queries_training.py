@@ -149,7 +149,7 @@ def test_a_release_of_before_these_tables_has_no_rows_and_no_error(rows):
     ones = ", ".join(f"1 AS {name}" for name in names)
     con.execute(f"CREATE TABLE training_log AS SELECT 'a' AS sae, 5 AS step, {ones}")
     for kind, query in reports.KINDS.items():
-        assert len(query(con, "m")) == (kind in ("qk", "training")), kind
+        assert len(query(con, "m")) == (kind in ("qk", "heads", "training")), kind
     (row,) = quality.qk(con, "m").to_pylist()
     assert (row["l0"], row["pattern_kl"]) == (3.0, None)
     (log,) = training.rows_of(con, "training_log", ["a"]).to_pylist()

@@ -129,7 +129,7 @@ def heads(con: duckdb.DuckDBPyConnection, model: str, split: str = "eval") -> li
     shown = {column.name: column for column in found[0].columns}
     boxes: dict[str, dict[str, dict[str, Any]]] = {}
     for row in found[0].rows.to_pylist():
-        kind = row["sae"].split(f".{row['site']}.", 1)[1]
+        kind = row["sae"].rpartition(f".{row['site']}.")[2]
         boxes.setdefault(f"{row['place']}, {kind}", {})[row["side"]] = row
     columns = (Shown("metric", "Metric"), *(Shown(side, side) for side in SIDES.values()))
     return [Part(title, columns, _box(shown, sides)) for title, sides in boxes.items()]
