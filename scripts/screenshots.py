@@ -39,7 +39,7 @@ VIEWS = {
         "canvas",
         950,
     ),
-    "training": ("training", "canvas", 1500),
+    "training": ("training", ".vega-embed", 1500),
     "jobs": ("jobs", "h1", 700),
 }
 WAIT_MS = 30_000
