@@ -14,7 +14,7 @@ from atlas.errors import StoreError, one_of
 STR, BOOL = pa.string(), pa.bool_()
 I8, I16, I32, I64 = pa.int8(), pa.int16(), pa.int32(), pa.int64()
 F32, F64 = pa.float32(), pa.float64()
-SOURCES = pa.list_(pa.struct([("head", I16), ("source", I16), ("contribution", F32)]))
+SOURCES = pa.list_(pa.struct([("head", I16), ("source", I16), ("weight", I16)]))
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,21 @@ class Table:
         """The schema without volatile columns: what a digest covers."""
         return pa.schema([pa.field(c.name, c.type) for c in self.columns if not c.volatile])
 
+
+DFA_SHARES = {
+    "bos": "that comes from BOS",
+    "current": "that comes from the example's own position",
+    "previous": "that comes from the position before (BOS left out)",
+    "same_token": "that comes from earlier copies of the example's token",
+    "after_match": "that comes from positions that follow an earlier copy of the example's token",
+}
+"""Where a feature's evidence lies: the columns of several tables."""
+
+FAMILY_NAMES = (
+    "dead", "dense", "positional", "single_token", "bigram", "previous_token", "duplicate_token", "induction",
+    "local_context", "long_range_context",
+)
+"""Feature families (rules in ``atlas.store.families``)."""
 
 # One line per column reads better here than the formatter's one line per argument.
 # fmt: off
@@ -177,15 +192,30 @@ _DECLARED = (
         C("alive", BOOL, "fires at least once in the summarised tokens"),
         C("pruned", I8, "why it was pruned, as bits: 1 weak, 2 short decoder row, 4 rare; 0 if it was not"),
         C("top_head", I16, "z: the head of largest decoder share", nullable=True),
+        C("top_position", I16, "the position of most of its 2000 strongest tokens", "tokens", nullable=True),
+        C("top_position_share", F32, "share of its 2000 strongest tokens at that position", nullable=True),
+        C("effective_positions", F32, "inverse Simpson index of the positions of its 2000 strongest "
+          "tokens: 1 "
+          "if all are at one position", nullable=True),
+        C("top_token", I32, "the commonest token among its 200 strongest tokens", nullable=True),
+        C("top_token_share", F32, "share of its 200 strongest tokens that are this token", nullable=True),
+        C("top_pair_share", F32, "share of its 200 strongest tokens that have the commonest pair of previous "
+          "token and token", nullable=True),
+        C("loss_effect", F32, "mean change of the loss if it were ablated where it fires, to first "
+          "order: minus "
+          "activation times decoder row times gradient of the block's summed loss", "nats", nullable=True),
+        C("n_loss", I32, "firing tokens of the sampled text that loss_effect is the mean of", "tokens"),
         C("logit_mean", F32, "mean logit effect", nullable=True),
         C("logit_std", F32, "population standard deviation of the logit effects", nullable=True),
         C("logit_skew", F32, "skewness of the logit effects", nullable=True),
         C("logit_kurtosis", F32, "kurtosis of the logit effects; 3 for a normal", nullable=True),
     ), ("sae", "feature")),
-    Table("activation_histogram", "SAE x feature x bin (50 equal bins on [0, max])", (
-        _SAE, _FEATURE, C("bin", I16, "0 to 49"), C("low", F32, "lower edge"),
-        C("high", F32, "upper edge; the last bin is closed"), C("n", I64, "active tokens", "tokens"),
-    ), ("sae", "feature", "bin")),
+    Table("activation_histogram", "SAE x feature x scale x bin", (
+        _SAE, _FEATURE,
+        C("scale", STR, "linear: 50 equal bins on [0, max]; log: 30 bins of equal ratio on [min, max]"),
+        C("bin", I16, "from 0"), C("low", F32, "lower edge"),
+        C("high", F32, "upper edge; the last bin is closed"), C("n", I32, "active tokens", "tokens"),
+    ), ("sae", "feature", "scale", "bin")),
     Table("positions", "SAE x feature x position where it fires", (
         _SAE, _FEATURE, _POSITION, C("n_top", I32, "of its 2000 strongest tokens", "tokens"),
         C("n_active", I32, "active tokens", "tokens"), C("sum_activation", F32, "summed activation"),
@@ -199,8 +229,11 @@ _DECLARED = (
     ), ("sae", "feature", "role", "rank")),
     Table("examples", "SAE x feature x group x rank", (
         _SAE, _FEATURE,
-        C("example_group", STR, "top; q0 (weakest tenth of active tokens) to q9 (strongest)"), _RANK,
-        _BLOCK, _POSITION, C("activation", F32, "activation at this position"),
+        C("example_group", STR, "top; q0 (weakest tenth of active tokens) to q9 (strongest); "
+          "random: drawn from "
+          "all active tokens; negative: near misses, the largest pre-activations that did not fire"), _RANK,
+        _BLOCK, _POSITION, C("activation", F32, "activation at this position; 0 for a near miss"),
+        C("pre_activation", F32, "near misses: the pre-activation at this position", nullable=True),
         C("active_positions", pa.list_(I16), "every position of the block on which the feature fires"),
         C("active_values", pa.list_(F32), "its activations there"),
     ), ("sae", "feature", "example_group", "rank"), 8192),
@@ -209,19 +242,116 @@ _DECLARED = (
         C("decoder_share", F32, "||W_dec[f, h]|| / sum over heads"),
         C("fve", F32, "Cov(d_h, p) / Var(p) over all tokens, of normalised inputs where the SAE normalises; "
           "sums to 1 over heads", nullable=True),
+        C("fve_active", F32, "FVE over the tokens on which the feature fires; NULL below 10", nullable=True),
         C("dfa_share", F32, "mean over the top examples of d_h / p", nullable=True),
+        C("logit_share", F32, "Cov(l_h, l) / Var(l) over the vocabulary, l the logit effects and "
+          "l_h the part "
+          "that goes through the head; sums to 1 over heads", nullable=True),
+        *(C(f"dfa_{name}", F32, f"share of the head's positive DFA over the top examples {meaning}",
+          nullable=True)
+          for name, meaning in DFA_SHARES.items()),
+        C("dfa_distance", F32, "mean distance to the source, weighted by the head's positive DFA "
+          "over the top "
+          "examples; BOS left out", "tokens", nullable=True),
     ), ("sae", "feature", "head")),
-    Table("dfa", "kept example of a z SAE", (
+    Table("dfa", "kept example on which a feature of a z or attn_out SAE fires", (
         _SAE, _FEATURE, C("example_group", STR, "as in examples"), _RANK,
-        C("by_head", pa.list_(F32), "each head's part of the pre-activation, summed over sources"),
+        C("by_head", pa.list_(F32), "each head's part of the pre-activation, summed over sources; "
+          "of a single "
+          "head's SAE that head's alone"),
         C("bias_term", F32, "b_enc, minus b_dec . W_enc where b_dec is subtracted"),
         C("pre_activation", F32, "sum of by_head, plus bias_term"),
-        C("sources", SOURCES, "largest contributions by magnitude, to 95 % of the absolute sum or 32"),
+        C("top_head", I16, "head of the largest positive contribution", nullable=True),
+        C("top_source", I16, "source position of the largest positive contribution", "tokens", nullable=True),
+        C("matched_prefix", I16, "tokens before top_source that repeat those up to the example's "
+          "position: 0 if "
+          "the token before it is another one than the example's", "tokens"),
+        C("unit", F32, "what one unit of a source's weight is"),
+        C("sources", SOURCES, "largest contributions by magnitude, to 95 % of the absolute sum or "
+          "32, largest "
+          "first; contribution = weight * unit (view dfa_sources)"),
     ), ("sae", "feature", "example_group", "rank"), 8192),
+    Table("dfa_summary", "z or attn_out SAE x feature, over its top examples", (
+        _SAE, _FEATURE, C("n", I16, "top examples"),
+        *(C(name, F32, f"share of the positive DFA {meaning}", nullable=True)
+          for name, meaning in DFA_SHARES.items()),
+        C("local", F32, "share of the positive DFA from 1 to 8 tokens back, BOS left out", nullable=True),
+        C("long_range", F32, "share of the positive DFA from more than 32 tokens back, BOS left out",
+          nullable=True),
+        C("distance", F32, "mean distance to the source, weighted by positive DFA; BOS left out", "tokens",
+          nullable=True),
+        C("matched", F32, "share of the top examples whose strongest source follows an earlier copy of the "
+          "example's token", nullable=True),
+        C("matched_prefix", F32, "mean matched_prefix over those", "tokens", nullable=True),
+    ), ("sae", "feature")),
+    Table("dfa_distances", "z or attn_out SAE x feature x bin of distance, over its top examples", (
+        _SAE, _FEATURE, C("low", I16, "smallest distance to the source; -1: the source is BOS", "tokens"),
+        C("high", I16, "largest distance", "tokens"),
+        C("share", F32, "share of the positive DFA"), C("negative", F32, "negative DFA over the positive"),
+    ), ("sae", "feature", "low")),
+    Table("dfa_tokens", "z or attn_out SAE x feature x rank (10): source tokens, over its top examples", (
+        _SAE, _FEATURE, _RANK, _TOKEN,
+        C("share", F32, "share of the stored positive contributions"),
+        C("n", I16, "top examples in which it occurs among the stored sources"),
+    ), ("sae", "feature", "rank")),
     Table("logit_effects", "SAE x feature x sign x rank (20)", (
         _SAE, _FEATURE, C("sign", I8, "1: promoted tokens; -1: suppressed tokens"), _RANK, _TOKEN,
         C("value", F32, "logit effect of the decoder direction, centred over the vocabulary", "logits"),
     ), ("sae", "feature", "sign", "rank")),
+    Table("head_logit_effects", "z SAE x feature x its 2 heads of largest decoder share x sign x rank (5)", (
+        _SAE, _FEATURE, C("head", I16, "head, from 0"), C("sign", I8,
+          "1: promoted tokens; -1: suppressed tokens"),
+        _RANK, _TOKEN, C("value", F32, "logit effect of the head's slice of the decoder direction", "logits"),
+    ), ("sae", "feature", "head", "sign", "rank")),
+    Table("logit_histogram", "SAE x feature: 40 equal bins of its logit effects", (
+        _SAE, _FEATURE, C("low", F32, "smallest effect", "logits"), C("high", F32, "largest effect",
+          "logits"),
+        C("n", pa.list_(I32), "tokens of the vocabulary in each bin; the last is closed"),
+    ), ("sae", "feature")),
+    Table("neighbours", "SAE x feature x direction x scope x rank (5)", (
+        _SAE, _FEATURE, C("direction", STR, "decoder or encoder"),
+        C("scope", STR, "within: the same SAE; across: other SAEs whose directions share its space"), _RANK,
+        C("other_sae", STR, "the neighbour's SAE"), C("other", I32, "the neighbour"),
+        C("cosine", F32, "cosine of the two directions"),
+    ), ("sae", "feature", "direction", "scope", "rank")),
+    Table("coactivation", "SAE x feature x rank (10)", (
+        _SAE, _FEATURE, _RANK, C("other", I32, "a feature of the same SAE that fires together with it"),
+        C("n_both", I32, "tokens on which both fire", "tokens"),
+        C("jaccard", F32, "n_both / tokens on which either fires"),
+        C("pearson", F32, "correlation of the two activations over the tokens counted", nullable=True),
+        C("pmi", F32, "log of P(both) / (P(one) P(other))", "nats"),
+        C("n_tokens", I64, "tokens counted: the first blocks of the analysed text", "tokens"),
+    ), ("sae", "feature", "rank")),
+    Table("qk_partners", "q or k SAE x SAE of the head's other side x feature x rank (10)", (
+        _SAE, C("other_sae", STR, "SAE of the same head's other side"), _FEATURE, _RANK,
+        C("other", I32, "feature of the other side"),
+        C("product", F32, "dot product of the decoder rows, unscaled, largest first"),
+    ), ("sae", "other_sae", "feature", "rank")),
+    Table("qk_products", "q SAE x k SAE of the same head x q feature, up to 4 million products", (
+        _SAE, C("other_sae", STR, "the k SAE"), _FEATURE,
+        C("products", pa.list_(F32), "dot product with the decoder row of every k feature, in their order"),
+    ), ("sae", "other_sae", "feature"), 256),
+    Table("position_products", "q or k SAE x feature", (
+        _SAE, _FEATURE,
+        C("products", pa.list_(F32), "decoder row . W_pos W_Q (k: W_K), by position of a block"),
+        C("centred", pa.list_(F32), "the same with the mean over positions taken out of W_pos"),
+    ), ("sae", "feature"), 2048),
+    Table("head_summary", "head with a z SAE of its whole layer; only features that fire", (
+        _SAE, _MODEL, _LAYER, C("head", I16, "head, from 0"),
+        C("n_features", I32, "features that fire"), C("n_top", I32, "of them, features whose top head it is"),
+        C("effective_features", F64, "inverse participation of its decoder shares: (sum s)^2 / sum s^2"),
+        C("max_decoder_share", F32, "largest decoder share", nullable=True),
+        C("top10_decoder_share", F64, "mean of the 10 largest decoder shares", nullable=True),
+        C("top10_fve", F64, "mean of the 10 largest FVE", nullable=True),
+        C("top10_dfa_share", F64, "mean of the 10 largest DFA shares", nullable=True),
+        C("corr_decoder_fve", F64, "Spearman's rank correlation of decoder share and FVE", nullable=True),
+        C("corr_decoder_dfa", F64, "the same of decoder share and DFA share", nullable=True),
+        C("corr_fve_dfa", F64, "the same of FVE and DFA share", nullable=True),
+        C("distance", F64, "mean DFA distance of its features, weighted by FVE", "tokens", nullable=True),
+        *(C(name, F64, f"share of the head's positive DFA {meaning}: mean over its features, weighted by FVE",
+            nullable=True) for name, meaning in DFA_SHARES.items()),
+        *(C(f"n_{name}", I32, f"family {name}: features whose top head it is") for name in FAMILY_NAMES),
+    ), ("model", "layer", "head", "sae")),
     Table("head_scores", "model x layer x head x score", (
         _MODEL, _LAYER, C("head", I16, "head, from 0"), C("score", STR, "name of the score"),
         C("value", F64, "the score"), C("n", I64, "destinations counted"),
