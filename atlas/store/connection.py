@@ -7,7 +7,12 @@ import duckdb
 from atlas.errors import StoreError
 
 ALIAS = "atlas"
-_NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+_NO_SURPRISES = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    # A table that an older release lacks must be missing, not a Python object of the same name.
+    "python_enable_replacements": "false",
+}
 
 
 def literal(text: object) -> str:
@@ -28,7 +33,7 @@ def open_release(path: Path, *, threads: int | None = None) -> duckdb.DuckDBPyCo
     path = Path(path)
     if not path.is_file():
         raise StoreError(f"release {path} does not exist")
-    connection = duckdb.connect(":memory:", config=dict(_NO_EXTENSIONS))
+    connection = duckdb.connect(":memory:", config=dict(_NO_SURPRISES))
     try:
         if threads is not None:
             connection.execute(f"SET threads = {int(threads)}")

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from atlas.errors import StoreError, one_of
 from atlas.store.queries.rows import arrow
+from atlas.tables import DFA_SHARES, FAMILY_NAMES, TABLES
 
 MEASURES = {
     "decoder_share": "decoder share",
@@ -21,6 +22,14 @@ GRID_METRICS = {
     "max_decoder_share": "largest decoder share of a feature in the head",
     "top10_fve": "mean FVE of the head's top 10 features",
     "n_top": "features whose largest decoder share is this head's",
+    "top10_dfa_share": "mean DFA share of the head's top 10 features",
+    "effective_features": "effective number of its features, by decoder share",
+    "distance": "mean DFA distance of its features, in tokens, weighted by FVE",
+    "corr_decoder_fve": "rank correlation of decoder share and FVE",
+    "corr_decoder_dfa": "rank correlation of decoder share and DFA share",
+    "corr_fve_dfa": "rank correlation of FVE and DFA share",
+    **{name: f"share of its positive DFA {meaning}" for name, meaning in DFA_SHARES.items()},
+    **{f"n_{name}": f"features that it leads of the family {name}" for name in FAMILY_NAMES},
 }
 
 
@@ -42,20 +51,25 @@ def grid_metrics(con: duckdb.DuckDBPyConnection, saes: Sequence[str]) -> pa.Tabl
 
     Only features that fire count. ``n_top`` counts features by ``features.top_head``.
     """
-    return arrow(
-        con,
-        """
-        SELECT s.layer, a.head,
-               list_avg(max(a.decoder_share, 10)) AS top10_decoder_share,
-               max(a.decoder_share) AS max_decoder_share,
-               list_avg(max(a.fve, 10)) AS top10_fve,
-               count(*) FILTER (f.top_head = a.head) AS n_top
-        FROM head_attribution a JOIN features f USING (sae, feature) JOIN saes s USING (sae)
-        WHERE a.sae IN (SELECT unnest(?::VARCHAR[])) AND f.alive
-        GROUP BY s.layer, a.head ORDER BY s.layer, a.head
-        """,
-        [list(saes)],
-    )
+    return head_summaries(con, saes).select(["layer", "head", *GRID_METRICS])
+
+
+def head_summaries(con: duckdb.DuckDBPyConnection, saes: Sequence[str]) -> pa.Table:
+    """The ``head_summary`` rows of some SAEs, by layer and head; none in a release made before the table."""
+    try:
+        return arrow(
+            con,
+            "SELECT * FROM head_summary WHERE sae IN (SELECT unnest(?::VARCHAR[])) ORDER BY layer, head, sae",
+            [list(saes)],
+        )
+    except duckdb.CatalogException:
+        return TABLES["head_summary"].schema.empty_table()
+
+
+def head_summary(con: duckdb.DuckDBPyConnection, sae: str, head: int) -> dict[str, Any] | None:
+    """The ``head_summary`` row of one head; None where the release has none."""
+    rows = [row for row in head_summaries(con, [sae]).to_pylist() if row["head"] == head]
+    return rows[0] if rows else None
 
 
 @dataclass(frozen=True)
