@@ -84,7 +84,7 @@ def test_files_by_their_ending(cli, tmp_path, kind):
     result = cli(sql, "SELECT sae, feature, density FROM features", "--out", str(out))
     assert result.output == ""
     read = {"csv": pa.csv.read_csv, "parquet": pq.read_table, "json": read_json}
-    assert read[kind](out).num_rows == 160
+    assert read[kind](out).num_rows == 192
     assert cli(sql, "SELECT 1 AS x", "--format", "csv").stdout == '"x"\n1\n'
 
 

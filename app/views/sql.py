@@ -32,10 +32,8 @@ EXAMPLES = {
     "Heads that own many features": "SELECT s.layer, f.top_head AS head, count(*) AS n_features\n"
     "FROM features f JOIN saes s USING (sae)\nWHERE f.alive AND f.top_head IS NOT NULL\n"
     "GROUP BY ALL ORDER BY n_features DESC",
-    "Where DFA looks back furthest": "SELECT d.sae, d.feature, avg(e.position - s.source) AS mean_distance\n"
-    "FROM (SELECT *, unnest(sources) AS s FROM dfa WHERE example_group = 'top') d\n"
-    "JOIN examples e USING (sae, feature, example_group, rank)\nWHERE s.source > 0\n"
-    "GROUP BY ALL ORDER BY mean_distance DESC LIMIT 50",
+    "Where DFA looks back furthest": "SELECT sae, feature, distance\nFROM dfa_summary\n"
+    "WHERE n = 20 AND bos < 0.5\nORDER BY distance DESC NULLS LAST\nLIMIT 50",
     "What people wrote": "SELECT layer, head, annotator, label, semanticity, groupings, status\n"
     "FROM head_annotations\nORDER BY layer, head",
 }

@@ -32,12 +32,26 @@ SELECT s.sae, s.model, s.site, s.layer, s.head, s.architecture, s.d_in, s.d_sae,
 FROM saes s LEFT JOIN sae_metrics m ON m.sae = s.sae AND m.split = 'eval'
 """
 
+_DFA_SOURCES = """
+CREATE VIEW dfa_sources AS
+SELECT d.sae, d.feature, d.example_group, d.rank, d.s.head, d.s.source,
+  (d.s.weight * d.unit)::FLOAT AS contribution, e.block, e.position, e.position - d.s.source AS distance
+FROM (SELECT sae, feature, example_group, rank, unit, unnest(sources) AS s FROM dfa) d
+JOIN examples e USING (sae, feature, example_group, rank)
+"""
+
 VIEWS: tuple[View, ...] = (
     View(
         "head_features",
         "One row per z SAE x head x feature, with the feature's rank (from 0) in the head by each measure; "
         "features that fire rank before those that never do",
         _HEAD_FEATURES,
+    ),
+    View(
+        "dfa_sources",
+        "One row per stored source of a kept example: its head, its position, what it contributes to the "
+        "pre-activation (rounded to 1/2047 of the example's largest), and how many tokens back it lies",
+        _DFA_SOURCES,
     ),
     View("sae_summary", "One row per SAE, with its quality on the split eval", _SAE_SUMMARY),
 )

@@ -13,7 +13,10 @@ GROUPS = ("top", "q9", "q8", "q7", "q6", "q5", "q4", "q3", "q2", "q1", "q0")
 
 @dataclass(frozen=True)
 class Attribution:
-    """The DFA of one example: exact per head, and the largest (head, source, contribution) entries."""
+    """The DFA of one example: exact per head, and the largest (head, source, contribution) entries.
+
+    Contributions are as stored, rounded to 1/2047 of the largest.
+    """
 
     by_head: tuple[float, ...]
     bias_term: float
@@ -40,8 +43,9 @@ class Example:
 def _attribution(row: dict[str, Any]) -> Attribution | None:
     if row["by_head"] is None:
         return None
-    sources = tuple((s["head"], s["source"], s["contribution"]) for s in row["sources"] or ())
-    return Attribution(tuple(row["by_head"]), row["bias_term"], row["pre_activation"], sources)
+    unit = row["unit"]
+    sources = tuple((s["head"], s["source"], s["weight"] * unit) for s in row["sources"] or ())
+    return Attribution(tuple(row["by_head"]), row["bias_term"], row["sum_and_bias"], sources)
 
 
 def _example(row: dict[str, Any], blocks: dict[int, tuple[tuple[int, ...], str]]) -> Example:
@@ -82,7 +86,7 @@ def examples(
     rows = arrow(
         con,
         """
-        SELECT e.*, d.by_head, d.bias_term, d.pre_activation, d.sources
+        SELECT e.*, d.by_head, d.bias_term, d.pre_activation AS sum_and_bias, d.unit, d.sources
         FROM (
             SELECT * FROM examples WHERE sae = $sae AND rank < $k
             AND feature IN (SELECT unnest($features::INTEGER[]))

@@ -42,10 +42,11 @@ def alive_around(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> tupl
 
 
 def histogram(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
-    """Bins of the feature's activations where it is active: low, high, n."""
+    """Equal bins of the feature's activations where it is active: low, high, n."""
     return arrow(
         con,
-        "SELECT low, high, n FROM activation_histogram WHERE sae = ? AND feature = ? ORDER BY bin",
+        "SELECT low, high, n FROM activation_histogram "
+        "WHERE sae = ? AND feature = ? AND scale = 'linear' ORDER BY bin",
         [sae, feature],
     )
 
