@@ -204,7 +204,7 @@ def test_an_error_late_in_the_stream_leaves_the_old_file(tmp_path):
     path = tmp_path / "t"
     write_table(path, HISTOGRAM.name, histogram([("a", 0, 0)]))
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="row 2 repeats a key .*scale=.linear., bin=1"):
+    with pytest.raises(StoreError, match=r"row 2 repeats a key .*scale=.linear., bin=1"):
         write_table(path, HISTOGRAM.name, [histogram([("b", 0, 0), ("b", 0, 1)]), histogram([("b", 0, 1)])])
     assert path.read_bytes() == before
     assert names(tmp_path) == ["t"]
