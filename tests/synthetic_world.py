@@ -7,6 +7,8 @@ import numpy as np
 MODEL = "synthetic"
 D_HEAD = 8
 K = 4
+POSITION, TOKEN, PAIR = 7, 5, (11, 12)
+"""What the first three features of the k SAE are for."""
 HOSTILE = [
     "<script>alert(1)</script>", "</style><b>", "&amp;", "a'b\"c", "$x_1$", "**bold**", "\u202eright",
     "\U0001f419", "\t", "\x00", "'; DROP TABLE x; --", "{{0}}", "\ufffd",
@@ -60,9 +62,16 @@ def vocabulary() -> tuple[list[str], list[bytes]]:
 
 
 def make_tokens(rng: np.random.Generator, n_blocks: int, context: int, d_vocab: int) -> np.ndarray:
-    """Blocks that begin with BOS (0) and whose second half repeats stretches of the first."""
+    """Blocks that begin with BOS (0) and whose second half repeats stretches of the first.
+
+    Each holds TOKEN and PAIR somewhere, so that features for them have something to fire on.
+    """
     tokens = rng.integers(1, d_vocab, size=(n_blocks, context), dtype=np.int32)
     half = context // 2
+    for number, block in enumerate(tokens):
+        block[1 + number * 5 % (half - 1)] = TOKEN
+        place = 1 + number % (half - 2)
+        block[place : place + 2] = PAIR
     for block in tokens[::2]:
         block[half:] = block[1 : 1 + context - half]
     tokens[:, 0] = 0
@@ -140,12 +149,24 @@ def encode_head(world: World, kind: str) -> Encoded:
     x = embedding[world.tokens] + 0.3 * rng.normal(size=(*world.tokens.shape, D_HEAD)).astype(np.float32)
     W_dec = _unit(rng.normal(size=(F, D_HEAD))).astype(np.float32)
     b_enc = np.full(F, -1.5, np.float32)
+    if kind == "k":
+        W_dec[:3], b_enc[:3] = np.eye(3, D_HEAD), -5
+        x[..., :3] += 8 * _planted(world.tokens)
     pre = x @ W_dec.T + b_enc
     name = f"{MODEL}/L{layer:02d}.H00.{kind}.relu-{F}"
     gradient = _gradient(x, layer)
     return Encoded(
         name, kind, layer, 0, x, W_dec.T, W_dec, b_enc, pre, np.maximum(pre, 0), gradient, None, None
     )
+
+
+def _planted(tokens: np.ndarray) -> np.ndarray:
+    """[block, position, 3]: is it POSITION, is it TOKEN, does PAIR end there."""
+    found = np.zeros((*tokens.shape, 3), np.float32)
+    found[:, POSITION : POSITION + 1, 0] = 1
+    found[..., 1] = tokens == TOKEN
+    found[:, 1:, 2] = (tokens[:, :-1] == PAIR[0]) & (tokens[:, 1:] == PAIR[1])
+    return found
 
 
 def _gradient(x: np.ndarray, layer: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from atlas.errors import StoreError
 from atlas.store.connection import literal, open_release
+from atlas.store.derived import DERIVED, derive
 from atlas.store.digest import ContentDigest
 from atlas.store.parquet import KeyOrder, conform
 from atlas.store.views import VIEWS
@@ -70,7 +71,7 @@ def build_file(
             _declare(connection)
             manifest = [
                 (name, *_build_table(connection, declared, tables.get(name, ())))
-                for name, declared in TABLES.items()
+                for name, declared in sorted(TABLES.items(), key=lambda item: item[0] in DERIVED)
             ]
             digest = release_digest(manifest, provenance)
             _write_manifest(connection, manifest)
@@ -129,7 +130,9 @@ def _declare(connection: duckdb.DuckDBPyConnection) -> None:
 def _build_table(
     connection: duckdb.DuckDBPyConnection, declared: Table, parts: Sequence[Path]
 ) -> tuple[int, str]:
-    if parts:
+    if declared.name in DERIVED:
+        derive(connection, declared.name)
+    elif parts:
         names = ", ".join(f'"{c.name}"' for c in declared.columns)
         files = ", ".join(literal(part) for part in parts)
         key = ", ".join(f'"{name}"' for name in declared.key)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from atlas.store.families import families_view, feature_families_view
+
 
 class View(NamedTuple):
     """A view: its name, what one row is, and the statement that makes it."""
@@ -52,6 +54,18 @@ VIEWS: tuple[View, ...] = (
         "One row per stored source of a kept example: its head, its position, what it contributes to the "
         "pre-activation (rounded to 1/2047 of the example's largest), and how many tokens back it lies",
         _DFA_SOURCES,
+    ),
+    View(
+        "families",
+        "One row per feature family: the rule that makes it (on columns of table_name), what it means, and "
+        "where the idea comes from",
+        families_view(),
+    ),
+    View(
+        "feature_families",
+        "One row per SAE x feature x family that it belongs to, with the value that the family's rule is "
+        "about; a feature may be in several",
+        feature_families_view(),
     ),
     View("sae_summary", "One row per SAE, with its quality on the split eval", _SAE_SUMMARY),
 )
