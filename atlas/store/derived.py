@@ -4,6 +4,8 @@ They are part of a release like all tables (checked, digested, in the manifest),
 no parts of them are read, so they can never disagree with the evidence that they sum up.
 """
 
+from typing import NamedTuple
+
 import duckdb
 
 from atlas.tables import DFA_SHARES, FAMILY_NAMES, TABLES
@@ -21,41 +23,40 @@ _MEASURES = ("decoder_share", "fve", "dfa_share")
 
 
 def _shares() -> str:
-    """Every alive feature's row in every head, NaN as NULL."""
+    """Every alive feature's row in every head of one SAE, NaN as NULL."""
     columns = [*_MEASURES, *_MEANS.values()]
     clean = ", ".join(f"CASE WHEN NOT isnan(a.{c}) THEN a.{c}::DOUBLE END AS {c}" for c in columns)
     return f"""
-    SELECT a.sae, a.head, f.top_head, {clean}
+    SELECT a.head, f.top_head, {clean}
     FROM head_attribution a JOIN features f USING (sae, feature)
-    WHERE f.alive ORDER BY a.sae, a.feature, a.head"""  # noqa: S608
+    WHERE a.sae = $sae AND f.sae = $sae AND f.alive"""  # noqa: S608
 
 
 def _ranks() -> str:
-    """Twice the average rank of each measure among the rows that have both, for each pair of measures.
+    """Twice the average rank of each measure: the first rank of the rows tied with it, plus the last.
 
-    Twice the average rank of tied rows is their first rank plus their last.
+    Only features that have all three measures are ranked, which are all but degenerate ones.
     """
-    columns = []
-    for name, pair in _CORRELATIONS.items():
-        both = " AND ".join(f"{measure} IS NOT NULL" for measure in pair)
-        for side, measure in zip("xy", pair, strict=True):
-            over = f"OVER (PARTITION BY sae, head, {both} ORDER BY {measure})"
-            columns.append(f"CASE WHEN {both} THEN rank() {over} + count(*) {over} END AS {name}_{side}")
-    return f"SELECT sae, head, {', '.join(columns)} FROM shares"  # noqa: S608
+    columns = ", ".join(
+        f"rank() OVER by_{measure} + count(*) OVER by_{measure} AS {measure}" for measure in _MEASURES
+    )
+    windows = ", ".join(f"by_{m} AS (PARTITION BY head ORDER BY {m})" for m in _MEASURES)
+    complete = " AND ".join(f"{measure} IS NOT NULL" for measure in _MEASURES)
+    return f"SELECT head, {columns} FROM shares WHERE {complete} WINDOW {windows}"  # noqa: S608
 
 
 def _correlations() -> str:
-    """Spearman's rank correlation: Pearson's of the ranks, in whole numbers but for the last division."""
+    """Spearman's rank correlation: Pearson's of the ranks, in whole numbers up to the last division."""
     columns = []
-    for name in _CORRELATIONS:
-        x, y = f"{name}_x::HUGEINT", f"{name}_y::HUGEINT"
-        n, both = f"count({x})::HUGEINT", f"sum({x} * {y})"
-        squares = [f"({n} * sum({v} * {v}) - sum({v}) * sum({v}))::DOUBLE" for v in (x, y)]
+    for name, (one, other) in _CORRELATIONS.items():
+        x, y = f"{one}::HUGEINT", f"{other}::HUGEINT"
+        covariance = f"(count(*) * sum({x} * {y}) - sum({x}) * sum({y}))::DOUBLE"
+        deviations = [f"sqrt((count(*) * sum({v} * {v}) - sum({v}) * sum({v}))::DOUBLE)" for v in (x, y)]
         columns.append(
-            f"CASE WHEN {n} >= {_LEAST} THEN ({n} * {both} - sum({x}) * sum({y}))::DOUBLE "
-            f"/ nullif(sqrt({squares[0]}) * sqrt({squares[1]}), 0) END AS {name}"
+            f"CASE WHEN count(*) >= {_LEAST} THEN "
+            f"{covariance} / nullif({deviations[0]} * {deviations[1]}, 0) END AS {name}"
         )
-    return f"SELECT sae, head, {', '.join(columns)} FROM ranks GROUP BY sae, head"  # noqa: S608
+    return f"SELECT head, {', '.join(columns)} FROM ranks GROUP BY head"  # noqa: S608
 
 
 def _sums() -> str:
@@ -66,22 +67,22 @@ def _sums() -> str:
         for name, column in _MEANS.items()
     )
     return f"""
-    SELECT sae, head, count(*) AS n_features, count(*) FILTER (top_head = head) AS n_top,
+    SELECT head, count(*) AS n_features, count(*) FILTER (top_head = head) AS n_top,
       coalesce(sum(decoder_share) ** 2 / nullif(sum(decoder_share ** 2), 0), 0) AS effective_features,
       max(decoder_share) AS max_decoder_share, {tops}, {means}
-    FROM shares GROUP BY sae, head"""  # noqa: S608
+    FROM shares GROUP BY head"""  # noqa: S608
 
 
 def _families() -> str:
     counts = ", ".join(f"count(*) FILTER (family = '{name}') AS n_{name}" for name in FAMILY_NAMES)
     return f"""
-    SELECT sae, top_head AS head, {counts}
-    FROM feature_families JOIN features USING (sae, feature)
-    WHERE top_head IS NOT NULL GROUP BY ALL"""  # noqa: S608
+    SELECT f.top_head AS head, {counts}
+    FROM feature_families m JOIN features f USING (sae, feature)
+    WHERE m.sae = $sae AND f.sae = $sae AND f.top_head IS NOT NULL GROUP BY f.top_head"""  # noqa: S608
 
 
 def _head_summary() -> str:
-    """One row per head of a z SAE of a whole layer, whether or not any feature fires."""
+    """The rows of one z SAE, one per head, whether or not any feature fires."""
     counted = {"n_features", "n_top", "effective_features", *(f"n_{name}" for name in FAMILY_NAMES)}
     columns = [
         f"coalesce({c.name}, 0) AS {c.name}" if c.name in counted else c.name
@@ -91,26 +92,41 @@ def _head_summary() -> str:
     WITH shares AS MATERIALIZED ({_shares()}), ranks AS ({_ranks()}), correlations AS ({_correlations()}),
       sums AS ({_sums()}), members AS ({_families()}),
       heads AS (
-        SELECT DISTINCT a.sae, s.model, s.layer, a.head FROM head_attribution a JOIN saes s USING (sae)
-        WHERE s.site = 'z' AND s.head IS NULL)
+        SELECT s.sae, s.model, s.layer, h.head
+        FROM saes s, (SELECT DISTINCT head FROM head_attribution WHERE sae = $sae) h WHERE s.sae = $sae)
     SELECT {", ".join(columns)}
-    FROM heads LEFT JOIN sums USING (sae, head) LEFT JOIN correlations USING (sae, head)
-      LEFT JOIN members USING (sae, head)"""  # noqa: S608
+    FROM heads LEFT JOIN sums USING (head) LEFT JOIN correlations USING (head)
+      LEFT JOIN members USING (head)"""  # noqa: S608
 
 
-DERIVED: dict[str, str] = {"head_summary": _head_summary()}
-"""Each derived table and the query that makes its rows, in the declared order of columns."""
+_Z_SAES = "SELECT sae FROM saes WHERE site = 'z' AND head IS NULL ORDER BY sae"
+
+
+class Derived(NamedTuple):
+    """How a table is derived: which SAEs it is about, and the query that makes the rows of one ``$sae``."""
+
+    saes: str
+    rows: str
+
+
+DERIVED: dict[str, Derived] = {"head_summary": Derived(_Z_SAES, _head_summary())}
+"""The derived tables; the columns of ``rows`` come in the declared order."""
 
 
 def derive(connection: duckdb.DuckDBPyConnection, name: str) -> None:
     """Fill the derived table ``name``, empty so far, from the other tables of the release being built.
 
-    On one thread: sums of floats depend on their order, and equal content has to give equal rows.
+    SAE by SAE, so that memory does not grow with their number, and on one thread: sums of floats depend on
+    their order, and equal content has to give equal rows.
     """
     key = ", ".join(TABLES[name].key)
     ((threads,),) = connection.execute("SELECT current_setting('threads')").fetchall()
     connection.execute("SET threads = 1")
     try:
-        connection.execute(f"INSERT INTO {name} {DERIVED[name]} ORDER BY {key}")  # noqa: S608
+        connection.execute(f"CREATE TEMP TABLE unsorted AS SELECT * FROM {name} LIMIT 0")  # noqa: S608
+        for (sae,) in connection.execute(DERIVED[name].saes).fetchall():
+            connection.execute(f"INSERT INTO unsorted {DERIVED[name].rows}", {"sae": sae})
+        connection.execute(f"INSERT INTO {name} SELECT * FROM unsorted ORDER BY {key}")  # noqa: S608
+        connection.execute("DROP TABLE unsorted")
     finally:
         connection.execute(f"SET threads = {int(threads)}")
