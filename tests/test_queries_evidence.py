@@ -4,14 +4,23 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from atlas.errors import StoreError
 from atlas.store import release
 from atlas.store.connection import open_release
 from atlas.store.parquet import write_table
 from atlas.store.queries import evidence, heads
-from atlas.tables import TABLES
+from atlas.tables import FAMILY_NAMES, TABLES
 
 SAE, OTHER = "m/L00.z.topk-4", "m/L01.z.topk-4"
 QUERY, KEY = "m/L00.H00.q.topk-4", "m/L00.H00.k.topk-4"
+
+
+def feature(number, alive=True, **values):
+    """A row of ``features``; what is not given is 0, or NULL where that is allowed."""
+    known = {"sae": SAE, "feature": number, "alive": alive, **values}
+    return tuple(
+        known.get(column.name, None if column.nullable else 0) for column in TABLES["features"].columns
+    )
 
 
 def rows():
@@ -27,6 +36,10 @@ def rows():
     together = [(SAE, 1, 0, 3, 20, 0.5, 0.25, 1.5, 1000), (SAE, 1, 1, 0, 10, 0.25, None, 1.0, 1000)]
     summary = [(SAE, 1, 20, 0.5, 0.0, 0.25, 0.125, 0.125, 0.5, 0.0, 3.0, 0.75, 2.0),
                (SAE, 2, 0, *[None] * 10)]  # fmt: skip
+    features = [feature(0, n_active=50, top_token_share=0.9, top_pair_share=0.5, density=0.2, top_head=1),
+                feature(1, n_active=50, density=0.01, max_activation=2.0, top_head=1),
+                feature(2, n_active=50, density=0.15, max_activation=5.0, top_head=0),
+                feature(3, alive=False)]  # fmt: skip
     distances = [(SAE, 1, -1, -1, 0.5, 0.25), (SAE, 1, 0, 0, 0.0, 0.0), (SAE, 1, 1, 1, 0.5, 0.125)]
     tokens = [(SAE, 1, 0, 7, 0.5, 20), (SAE, 1, 1, 3, 0.25, 4), (SAE, 3, 0, 1, 1.0, 1)]
     effects = [
@@ -40,6 +53,7 @@ def rows():
         "neighbours": near, "coactivation": together, "dfa_summary": summary, "dfa_distances": distances,
         "dfa_tokens": tokens, "head_logit_effects": effects, "qk_partners": partners,
         "qk_products": products, "position_products": places,
+        "features": features,
         "logit_histogram": [(SAE, 1, -1.0, 3.0, [5, 0, 7, 1]), (SAE, 2, 0.0, 1.0, [1, 1, 1, 1])],
     }  # fmt: skip
 
@@ -122,6 +136,25 @@ def test_products_of_q_and_k(con):
     assert evidence.position_products(con, QUERY, 2).num_rows == 0
 
 
+def test_families_of_features_in_their_declared_order(con):
+    """Feature 0 is dense and of a single token; 1 reads nearby."""
+    assert evidence.families(con, SAE, [0, 1, 2, 3]) == {
+        0: ["dense", "single_token"], 1: ["local_context"], 2: ["dense"], 3: ["dead"],
+    }  # fmt: skip
+    assert evidence.families(con, SAE, [9]) == {}
+    assert evidence.families(con, OTHER, [0]) == {}
+    assert evidence.rules(con)["family"].to_pylist() == list(FAMILY_NAMES)
+
+
+def test_features_of_a_family_of_all_heads_or_one(con):
+    dense = evidence.family_features(con, SAE, "dense").to_pylist()
+    assert [(row["feature"], row["value"], row["top_head"]) for row in dense] == [(2, 0.15, 0), (0, 0.2, 1)]
+    assert evidence.family_features(con, SAE, "dense", 1)["feature"].to_pylist() == [0]
+    assert evidence.family_features(con, SAE, "dense", k=1)["feature"].to_pylist() == [2]
+    with pytest.raises(StoreError, match="family 'round' is not known"):
+        evidence.family_features(con, SAE, "round")
+
+
 def test_a_release_without_the_tables_has_no_rows(tmp_path):
     """What an older version published: the tables do not exist."""
     path = tmp_path / "old.duckdb"
@@ -134,4 +167,6 @@ def test_a_release_without_the_tables_has_no_rows(tmp_path):
     assert evidence.logit_histogram(con, SAE, 1).num_rows == 0
     assert evidence.other_sides(con, QUERY) == ()
     assert evidence.products_of_key(con, QUERY, KEY, 0) == ()
+    assert evidence.families(con, SAE, [1]) == {}
+    assert evidence.rules(con).num_rows == 0
     assert heads.head_summaries(con, [SAE]).num_rows == 0

@@ -142,6 +142,33 @@ def test_any_split_into_parts_gives_the_same_release(tmp_path_factory, part, ord
     assert rows(many.path, "SELECT token FROM vocab") == [(t,) for t in range(6)]
 
 
+def test_parts_follow_each_other_where_their_keys_do_and_are_sorted_where_not(tmp_path):
+    parts = {name: vocab(tmp_path / f"{name}.parquet", tokens) for name, tokens in (
+        ("high", range(10, 14)), ("low", range(5)), ("none", []), ("one", [7]), ("among", [3, 11]),
+    )}  # fmt: skip
+    apart = [parts[name] for name in ("high", "none", "one", "low")]
+    wanted = [parts[name] for name in ("low", "one", "high")]
+    assert build.in_key_order(apart, TABLES["vocab"]) == wanted
+    assert build.in_key_order([*apart, parts["among"]], TABLES["vocab"]) is None
+    assert build.in_key_order([parts["one"], parts["one"]], TABLES["vocab"]) is None
+    assert build.in_key_order([parts["none"]], TABLES["vocab"]) == []
+    info = release.publish(tmp_path / "r", "x", {"vocab": apart}, WHO)
+    assert rows(info.path, "SELECT token FROM vocab") == [(t,) for t in [*range(5), 7, *range(10, 14)]]
+
+
+def test_texts_in_keys_are_ordered_as_duckdb_and_arrow_order_them(tmp_path):
+    """By code points: capitals first, an emoji after every letter."""
+    names = ["Z", "a", "é", "\uffee", "\U0001f419"]
+    parts = []
+    for number, name in enumerate(reversed(names)):
+        rows_of = {"model": [name], "token": pa.array([0], pa.int32()), "text": ["t"], "bytes": [b"t"]}
+        parts.append(tmp_path / f"{number}.parquet")
+        write_table(parts[-1], "vocab", pa.table(rows_of))
+    assert build.in_key_order(parts, TABLES["vocab"]) == parts[::-1]
+    info = release.publish(tmp_path / "r", "x", {"vocab": parts}, WHO)
+    assert rows(info.path, "SELECT model FROM vocab") == [(name,) for name in names]
+
+
 def test_same_content_keeps_the_version_and_new_content_makes_one(tmp_path, part):
     first = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)
     again = release.publish(tmp_path / "r", "x", {"vocab": [part]}, WHO)

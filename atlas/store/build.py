@@ -3,10 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from atlas.errors import StoreError
 from atlas.store.connection import literal, open_release
@@ -15,6 +18,8 @@ from atlas.store.digest import ContentDigest
 from atlas.store.parquet import KeyOrder, conform
 from atlas.store.views import VIEWS
 from atlas.tables import TABLES, Column, Table
+
+Key: TypeAlias = tuple[str | int, ...]
 
 _BATCH = 65_536
 _MEMORY = "2GB"  # beyond it, DuckDB sorts on the disk
@@ -133,13 +138,44 @@ def _build_table(
     if declared.name in DERIVED:
         derive(connection, declared.name)
     elif parts:
-        names = ", ".join(f'"{c.name}"' for c in declared.columns)
-        files = ", ".join(literal(part) for part in parts)
-        key = ", ".join(f'"{name}"' for name in declared.key)
-        connection.execute(
-            f"INSERT INTO {declared.name} SELECT {names} FROM read_parquet([{files}]) ORDER BY {key}"  # noqa: S608
-        )
+        _load(connection, declared, parts)
     return _verify(connection, declared)
+
+
+def _load(connection: duckdb.DuckDBPyConnection, declared: Table, parts: Sequence[Path]) -> None:
+    """Insert the parts, one after the other where their keys allow it: a sort of all rows costs far more."""
+    names = ", ".join(f'"{c.name}"' for c in declared.columns)
+    one_after_another = in_key_order(parts, declared)
+    order = "" if one_after_another else "ORDER BY " + ", ".join(f'"{name}"' for name in declared.key)
+    files = ", ".join(literal(part) for part in one_after_another or parts)
+    connection.execute(
+        f"INSERT INTO {declared.name} SELECT {names} FROM read_parquet([{files}]) {order}"  # noqa: S608
+    )
+
+
+def in_key_order(parts: Sequence[Path], declared: Table) -> list[Path] | None:
+    """The parts such that each one's keys lie above those of the part before; None where keys interleave.
+
+    Parts are sorted, so the first and the last row of each tell; empty parts are left out.
+    """
+    ends = sorted((*found, part) for part in parts if (found := _ends(part, declared)) is not None)
+    if any(last >= first for (_, last, _), (first, _, _) in pairwise(ends)):
+        return None
+    return [part for _, _, part in ends]
+
+
+def _ends(part: Path, declared: Table) -> tuple[Key, Key] | None:
+    """Keys of the first and the last row of a part; None if it has no rows."""
+    with pq.ParquetFile(part) as file:
+        groups = [i for i in range(file.num_row_groups) if file.metadata.row_group(i).num_rows]
+        if not groups:
+            return None
+        columns = list(declared.key)
+        head = file.read_row_group(groups[0], columns).slice(0, 1).to_pylist()[0]
+        rows = file.read_row_group(groups[-1], columns)
+        tail = rows.slice(rows.num_rows - 1).to_pylist()[0]
+    first, last = (tuple(row[name] for name in columns) for row in (head, tail))
+    return first, last
 
 
 def _verify(connection: duckdb.DuckDBPyConnection, declared: Table) -> tuple[int, str]:

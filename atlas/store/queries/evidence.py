@@ -10,8 +10,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from atlas.errors import StoreError, one_of
 from atlas.store.queries.rows import arrow
-from atlas.tables import TABLES
+from atlas.tables import FAMILY_NAMES, TABLES
 
 
 def _rows(con: duckdb.DuckDBPyConnection, name: str, **key: Any) -> pa.Table:
@@ -115,3 +116,51 @@ def products_of_key(
     except duckdb.CatalogException:
         return ()
     return tuple((feature, product) for feature, product in found.fetchall() if product is not None)
+
+
+def rules(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """The feature families of the release: family, rule, meaning, in their order."""
+    try:
+        return arrow(con, "SELECT family, rule, meaning FROM families ORDER BY number")
+    except duckdb.CatalogException:
+        return pa.table({name: pa.array([], pa.string()) for name in ("family", "rule", "meaning")})
+
+
+def families(con: duckdb.DuckDBPyConnection, sae: str, features: Sequence[int]) -> dict[int, list[str]]:
+    """The families of some features, in the order of FAMILY_NAMES; features without one are left out."""
+    try:
+        found = con.execute(
+            "SELECT feature, family FROM feature_families "
+            "WHERE sae = ? AND feature IN (SELECT unnest(?::INTEGER[]))",
+            [sae, list(features)],
+        ).fetchall()
+    except duckdb.CatalogException:
+        return {}
+    members = set(found)
+    return {
+        feature: [name for name in FAMILY_NAMES if (feature, name) in members]
+        for feature in sorted({feature for feature, _ in found})
+    }
+
+
+def family_features(
+    con: duckdb.DuckDBPyConnection, sae: str, family: str, head: int | None = None, k: int = 50
+) -> pa.Table:
+    """The k most active features of a family, of all heads or of those that one head leads.
+
+    Columns: feature, value (what the family's rule is about), top_head, density, max_activation. Raises
+    StoreError for an unknown family.
+    """
+    one_of("family", family, FAMILY_NAMES, StoreError)
+    of_head = "" if head is None else "AND f.top_head = $head"
+    given = {"sae": sae, "family": family, "k": k} | ({} if head is None else {"head": head})
+    return arrow(
+        con,
+        f"""
+        SELECT feature, m.value, f.top_head, f.density, f.max_activation
+        FROM feature_families m JOIN features f USING (sae, feature)
+        WHERE sae = $sae AND m.family = $family {of_head}
+        ORDER BY f.max_activation DESC, feature LIMIT $k
+        """,  # noqa: S608
+        given,
+    )
