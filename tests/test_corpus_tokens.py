@@ -1,6 +1,8 @@
 """The token store: its blocks put together again are the stream of documents, whatever is cut where."""
 
 import json
+import tracemalloc
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.corpus import tokens
+from atlas.corpus.stores import TextStores, extension_ranges
 from atlas.corpus.tokens import TokenStore, bos_id, build_token_store, load_tokenizer, visible, vocabulary
 from atlas.errors import CorpusError, ModelError
 from atlas.lm.files import find_model
@@ -144,6 +147,159 @@ def test_eos_stands_in_for_bos():
     assert bos_id(OnlyEos()) == 7
 
 
+# ---------------------------------------------------------------- text that is added later
+
+LISTS = st.lists(st.lists(st.integers(1, len(WORDS) - 1), max_size=25), min_size=1, max_size=8)
+
+
+def stored(store):
+    """Every (source, tokens) of a store, as a sorted list."""
+    return sorted((store.source(b), store.blocks([b])[0].tolist()) for b in range(len(store)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(lists=LISTS, context=st.integers(2, 6), first=st.integers(1, 6), wanted=st.integers(1, 40))
+def test_a_store_and_its_extensions_are_one_long_store(
+    tmp_path_factory, words, lists, context, first, wanted
+):
+    root = tmp_path_factory.mktemp("grown")
+    ranges = extension_ranges(first, wanted)
+    long_one = ranges[-1].stop if ranges else first
+    _, whole = build(root / "whole", lists, words, context, long_one, least_blocks=0)
+    parts = [build(root / "0", lists, words, context, first, least_blocks=0)[1]]
+    for number, blocks in enumerate(ranges, 1):
+        _, part = build(
+            root / str(number), lists, words, context, len(blocks), skip=blocks.start, least_blocks=0
+        )
+        assert len(part) == max(0, min(len(whole), blocks.stop) - blocks.start)
+        parts.append(part)
+    text = TextStores(parts)
+    assert len(text) == len(whole) == text.meta.n_blocks
+    assert stored(text) == stored(whole)
+    for part, blocks in zip(parts, [range(first), *ranges], strict=True):
+        _, prefix = build(root / f"to {blocks.stop}", lists, words, context, blocks.stop, least_blocks=0)
+        _, shorter = build(root / f"to {blocks.start}", lists, words, context, blocks.start, least_blocks=0)
+        assert sorted(stored(part) + stored(shorter)) == stored(prefix)
+
+
+@given(first=st.integers(1, 50), wanted=st.integers(0, 5000), more=st.integers(0, 5000))
+def test_more_text_leaves_the_ranges_as_they_are(first, wanted, more):
+    few, many = extension_ranges(first, wanted), extension_ranges(first, wanted + more)
+    assert many[: len(few)] == few
+    covered = [*range(first), *(block for r in few for block in r)]
+    assert covered == list(range(len(covered)))
+    assert len(covered) >= wanted
+    assert not few or few[-1].start < wanted
+    assert all(len(r) == r.start for r in few)
+
+
+def test_a_first_store_without_blocks_has_no_extensions():
+    with pytest.raises(CorpusError, match="0 blocks"):
+        extension_ranges(0, 5)
+
+
+def test_an_extension_is_the_same_bytes_whatever_follows(tmp_path, words):
+    """Only its own range decides what it holds: documents behind it do not."""
+    lists = [[1 + (i + j) % 40 for j in range(23)] for i in range(30)]
+    build(tmp_path / "a", lists, words, blocks=20, skip=20)
+    build(tmp_path / "b", [*lists, [3] * 999], words, blocks=20, skip=20)
+    for name in ("tokens.bin", "sources.json", "meta.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["meta.json", "sources.json", "tokens.bin"]
+
+
+def test_an_extension_is_mixed_within_itself(tmp_path, words):
+    _, store = build(tmp_path / "s", [[1] * 400, [2] * 400], words, skip=40, blocks=120)
+    assert {store.source(b) for b in range(20)} == {"d0", "d1"}
+
+
+def test_extensions_of_one_size_are_mixed_differently(tmp_path, words):
+    lists = [[1 + i // 4 % 46 for i in range(4 * 92)]]
+    orders = [
+        build(tmp_path / str(skip), lists, words, skip=skip, blocks=46)[1].blocks(range(46))[:, 1].tolist()
+        for skip in (0, 46)
+    ]
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+
+
+def test_meta_of_an_extension_counts_its_own_documents(tmp_path, words):
+    meta, _ = build(tmp_path / "s", [[1, 2, 3], [4, 5, 6], [7] * 7], words, context=4, skip=1, blocks=2)
+    assert (meta.n_blocks, meta.documents, meta.characters) == (2, 2, len("w3 w4 w5") + 7 * 3 - 1)
+
+
+def test_an_extension_after_the_end_of_the_text(tmp_path, words):
+    meta, store = build(tmp_path / "s", [[1] * 9], words, skip=2, least_blocks=0)
+    assert meta.n_blocks == len(store) == len(store.blocks(range(0))) == 0
+    with pytest.raises(CorpusError, match="1 tokens after its first 2 blocks; one block needs 4"):
+        build(tmp_path / "t", [[1] * 9], words, skip=2)
+    with pytest.raises(CorpusError, match="no text after its first 9 blocks"):
+        build(tmp_path / "u", [[1] * 9], words, skip=9)
+
+
+@pytest.fixture
+def grown(tmp_path, words):
+    """A store, an empty one and an extension, as one; and their blocks as an array."""
+    lists = [[1 + (i * j) % 46 for j in range(17)] for i in range(9)]
+    parts = [
+        build(tmp_path / "a", lists, words, blocks=7)[1],
+        build(tmp_path / "b", lists, words, skip=999, least_blocks=0)[1],
+        build(tmp_path / "c", lists, words, skip=7, blocks=14)[1],
+    ]
+    return TextStores(parts), np.concatenate([part.blocks(range(len(part))) for part in parts])
+
+
+def test_several_stores_read_as_one(grown):
+    text, whole = grown
+    assert len(text) == 21
+    assert text.blocks(range(21)).tolist() == whole.tolist()
+    assert text.blocks([20, 0, 7, 6, 20]).tolist() == whole[[20, 0, 7, 6, 20]].tolist()
+    assert text.blocks(np.int64(8)).tolist() == whole[8].tolist()
+    assert text.blocks(range(0)).shape == (0, 5)
+    block, position = np.array([20, 0, 7, 6]), np.array([1, 2, 3, 4])
+    assert text.at(block, position).tolist() == whole[block, position].tolist()
+    assert text.at(block[:, None], position).tolist() == whole[block[:, None], position].tolist()
+
+
+@pytest.mark.parametrize("block", [-1, 21, 99])
+def test_blocks_outside_of_the_text(grown, block):
+    for ask in (lambda: grown[0].blocks([0, block]), lambda: grown[0].source(block)):
+        with pytest.raises(IndexError, match=str(block)):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("context", 6), ("bos", 3), ("dtype", "uint32"), ("corpus", "other")]
+)
+def test_stores_of_different_texts_are_not_joined(grown, tmp_path, name, value):
+    store = TokenStore(save_store(tmp_path / "s", random_tokens(3)))
+    other = TokenStore(save_store(tmp_path / "s", random_tokens(3)))
+    other.meta = replace(store.meta, **{name: value})
+    with pytest.raises(CorpusError, match=rf"agree in {name}.*{value!r}"):
+        TextStores([store, other])
+
+
+def test_no_stores_are_no_text():
+    with pytest.raises(CorpusError, match="at least one"):
+        TextStores([])
+
+
+def test_building_needs_little_memory(tmp_path, words):
+    """1 MB of tokens; neither they nor the skipped ones may be held, as lists least of all."""
+    lists = [[1 + (i + j) % 46 for j in range(500)] for i in range(2000)]
+    texts = documents_of(lists)
+    more = {"context": 100, "progress": NullProgress(), "skip": 5000}
+    for part in (texts[:1], texts):  # the first run fills caches
+        tracemalloc.start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokens, "_BATCH_CHARS", 1 << 12)
+            build_token_store(tmp_path, "c", part, words, blocks=5000, least_blocks=0, **more)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert len(TokenStore(tmp_path)) == 5000
+    assert peak < 5000 * 100 * 2
+
+
 # ---------------------------------------------------------------- damage
 
 
@@ -174,6 +330,13 @@ def test_a_missing_or_empty_file(folder, name):
     with pytest.raises(CorpusError) as caught:
         TokenStore(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sources", ["[]", "{}", '{"names": ["d"], "block_document": [0]}'])
+def test_damaged_sources(folder, sources):
+    (folder / "sources.json").write_text(sources)
+    with pytest.raises(CorpusError, match="cannot be read"):
+        TokenStore(folder)
 
 
 @pytest.mark.parametrize("meta", ["[]", "{}", '{"context": 5}', "null", "\x00"])

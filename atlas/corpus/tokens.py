@@ -2,7 +2,8 @@
 
 Documents are joined by BOS, the stream is cut into runs of ``context - 1`` tokens, and BOS is put before
 each run. The blocks are then put in a seeded random order, so that any prefix of the store (the held-out
-blocks, the analysed blocks) is a fair sample of the text that was read.
+blocks, the analysed blocks) is a fair sample of the text that was read. A store may begin later in the
+stream (``skip``): the extensions of ``atlas.corpus.stores`` do.
 """
 
 import json
@@ -15,10 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from atlas.corpus.cutting import Cutter, write_in_order
 from atlas.errors import CorpusError, ModelError
 from atlas.progress import Progress
 
-TOKENS, META, SOURCES = "tokens.bin", "meta.json", "sources.json"
+TOKENS, META, SOURCES, _AS_CUT = "tokens.bin", "meta.json", "sources.json", "as_cut.bin"
 _BATCH_CHARS = 1 << 20
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -60,9 +62,13 @@ class TokenStore:
                 raise CorpusError(
                     f"token store {str(path)!r} has {path.stat().st_size} bytes, not {expected}"
                 )
-            self._tokens = np.memmap(path, dtype, "r", shape=(self.meta.n_blocks, self.meta.context))
-            self._sources = json.loads((folder / SOURCES).read_text(encoding="utf8"))
-        except (OSError, ValueError, TypeError) as error:
+            self._tokens = _mapped(path, dtype, (self.meta.n_blocks, self.meta.context))
+            sources = json.loads((folder / SOURCES).read_text(encoding="utf8"))
+            self._names: list[str] = sources["names"]
+            self._block_document = np.array(sources["block_document"], np.int64)
+            if self._block_document.shape != (self.meta.n_blocks,):
+                raise ValueError(f"{SOURCES} does not name one document for each of its blocks")
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise CorpusError(f"token store {str(folder)!r} cannot be read: {error}") from None
 
     def __len__(self) -> int:
@@ -70,11 +76,20 @@ class TokenStore:
 
     def blocks(self, index: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Token ids [len(index), context] of the blocks asked for."""
-        return np.asarray(self._tokens[np.asarray(index)], dtype=np.int64)
+        return np.asarray(self._tokens[np.asarray(index, np.int64)], np.int64)
+
+    def at(self, block: npt.NDArray[np.int64], position: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Token ids of single occurrences."""
+        return np.asarray(self._tokens[block, position], dtype=np.int64)
 
     def source(self, block: int) -> str:
         """The document in which the block begins."""
-        return str(self._sources["names"][self._sources["block_document"][block]])
+        return str(self._names[self._block_document[block]])
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
+    """The blocks in a file, not read before they are asked for; an empty file cannot be mapped."""
+    return np.memmap(path, dtype, "r", shape=shape) if shape[0] else np.empty(shape, dtype)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -120,46 +135,6 @@ def _encode_batch(documents: list[_Document], tokenizer: Any) -> Iterator[tuple[
         yield document.source, len(document.text), ids
 
 
-class _Cutter:
-    """Cuts the joined stream of documents into blocks and remembers where each block begins."""
-
-    def __init__(self, context: int, bos: int, limit: int) -> None:
-        self.context, self.bos, self.limit = context, bos, limit
-        self.blocks: list[list[int]] = []
-        self.block_document: list[int] = []
-        self.names: list[str] = []
-        self.characters = 0
-        self._run: list[int] = []
-        self._run_document = 0
-
-    @property
-    def full(self) -> bool:
-        return len(self.blocks) >= self.limit
-
-    def add(self, source: str, characters: int, ids: list[int]) -> None:
-        if not ids:
-            return  # an empty document would leave nothing but a BOS
-        document = len(self.names)
-        self.names.append(source)
-        self.characters += characters
-        stream = ids if document == 0 else [self.bos, *ids]
-        start = 0
-        while start < len(stream) and not self.full:
-            if not self._run:
-                self._run_document = document
-            take = self.context - 1 - len(self._run)
-            self._run += stream[start : start + take]
-            start += take
-            if len(self._run) == self.context - 1:
-                self.blocks.append([self.bos, *self._run])
-                self.block_document.append(self._run_document)
-                self._run = []
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.blocks) * (self.context - 1) + len(self._run)
-
-
 def build_token_store(
     folder: Path,
     corpus: str,
@@ -171,48 +146,65 @@ def build_token_store(
     progress: Progress,
     least_blocks: int = 1,
     seed: int = 0,
+    skip: int = 0,
 ) -> TokenStoreMeta:
-    """Write a token store into the (temporary) ``folder``.
+    """Write the blocks ``skip`` to ``skip + blocks`` of the text into the (temporary) ``folder``.
+
+    Blocks are cut alike whatever ``skip`` and ``blocks`` are, and written as they come: memory holds one run
+    and a number per block. Then they are put in an order that depends on ``seed``, ``skip`` and their number.
 
     Raises:
-        CorpusError: the text is empty or gives fewer than ``least_blocks`` blocks.
+        CorpusError: the text is empty or gives fewer than ``least_blocks`` blocks after the skipped ones;
+            with 0, a text that is too short gives a store without blocks.
     """
     bos = bos_id(tokenizer)
     if bos is None:
         raise ModelError("the tokenizer has neither a BOS nor an EOS token")
-    cutter = _Cutter(context, bos, blocks)
-    for source, characters, ids in _encoded(documents, tokenizer):
-        cutter.add(source, characters, ids)
-        progress.update(len(cutter.blocks), blocks, f"{cutter.characters / 1e6:.1f} MB of text")
-        if cutter.full:
-            break
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+    with (folder / _AS_CUT).open("wb") as out:
+        cutter = Cutter(out, dtype, context=context, bos=bos, skip=skip, limit=blocks)
+        for source, characters, ids in _encoded(documents, tokenizer):
+            cutter.add(source, characters, ids)
+            progress.update(cutter.n_cut, skip + blocks, f"{cutter.read / 1e6:.1f} MB of text")
+            if cutter.full:
+                break
     _enough(corpus, cutter, least_blocks)
-    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    order = np.random.default_rng(seed).permutation(len(cutter.blocks))
-    np.asarray(cutter.blocks, dtype=dtype)[order].tofile(folder / TOKENS)
-    documents_of = np.asarray(cutter.block_document)[order].tolist()
-    sources = {"names": cutter.names, "block_document": documents_of}
-    (folder / SOURCES).write_text(json.dumps(sources), encoding="utf8")
+    _shuffle(folder, cutter, dtype, np.random.default_rng([seed, skip] if skip else seed))
     meta = TokenStoreMeta(
-        corpus, context, len(order), bos, np.dtype(dtype).name, len(cutter.names), cutter.characters
+        corpus, context, cutter.n_blocks, bos, dtype.name, cutter.documents, cutter.characters
     )
     (folder / META).write_text(json.dumps(asdict(meta)), encoding="utf8")
     return meta
 
 
-def _enough(corpus: str, cutter: _Cutter, least_blocks: int) -> None:
+def _shuffle(folder: Path, cutter: Cutter, dtype: np.dtype[Any], random: np.random.Generator) -> None:
+    """Write the blocks and the documents in which they begin in a random order."""
+    order = random.permutation(cutter.n_blocks)
+    as_cut = _mapped(folder / _AS_CUT, dtype, (cutter.n_blocks, cutter.context))
+    with (folder / TOKENS).open("wb") as out:
+        write_in_order(out, as_cut, order)
+    (folder / _AS_CUT).unlink()
+    begins_in = np.frombuffer(cutter.block_document, np.int64)[order].tolist() if len(order) else []
+    sources = {"names": cutter.names, "block_document": begins_in}
+    with (folder / SOURCES).open("w", encoding="utf8") as text:
+        json.dump(sources, text)
+
+
+def _enough(corpus: str, cutter: Cutter, least_blocks: int) -> None:
+    if cutter.n_blocks >= least_blocks:
+        return
+    after = f" after its first {cutter.skip} blocks" if cutter.skip else ""
     if cutter.n_tokens == 0:
-        raise CorpusError(f"corpus {corpus!r} holds no text")
-    if not cutter.blocks:
+        raise CorpusError(f"corpus {corpus!r} holds no text{after}")
+    if cutter.n_blocks == 0:
         raise CorpusError(
-            f"corpus {corpus!r} holds {cutter.n_tokens} tokens; "
+            f"corpus {corpus!r} holds {cutter.n_tokens} tokens{after}; "
             f"one block needs {cutter.context - 1} besides BOS"
         )
-    if len(cutter.blocks) < least_blocks:
-        raise CorpusError(
-            f"corpus {corpus!r} gives {len(cutter.blocks)} blocks of {cutter.context} tokens; "
-            f"this build needs at least {least_blocks}"
-        )
+    raise CorpusError(
+        f"corpus {corpus!r} gives {cutter.n_blocks} blocks of {cutter.context} tokens{after}; "
+        f"this build needs at least {least_blocks}"
+    )
 
 
 def visible(text: str) -> str:
