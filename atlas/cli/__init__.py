@@ -16,12 +16,14 @@ COMMANDS = {
     "demo": "atlas.cli.demo",
     "import": "atlas.cli.imports",
     "export": "atlas.cli.imports",
+    "export-release": "atlas.cli.dashboards",
     "app": "atlas.cli.app",
     "sql": "atlas.cli.sql",
     "report": "atlas.cli.report",
     "study": "atlas.cli.study",
     "schema": "atlas.cli.schema",
     "releases": "atlas.cli.releases",
+    "verify": "atlas.cli.verify",
     "status": "atlas.cli.status",
     "cancel": "atlas.cli.status",
     "worker": "atlas.cli.worker",
@@ -40,7 +42,7 @@ class _Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         # `import` is a word of Python's own, so its function has an underscore behind it.
-        attribute = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        attribute = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name.replace("-", "_")
         found: Any = getattr(importlib.import_module(COMMANDS[cmd_name]), attribute)
         return found if isinstance(found, click.Command) else None
 
