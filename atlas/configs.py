@@ -310,12 +310,16 @@ class AnalysisConfig:
     """Blocks to summarise; a shorter corpus gives fewer."""
     shard_blocks: int = 256
     """Blocks in one shard: the unit that is lost and redone when a worker dies."""
+    coactivation_blocks: int = 512
+    """The first of these blocks, in which features that fire together are counted."""
+    loss_blocks: int = 64
+    """The first of these blocks, on which the effect of ablating a feature is measured by gradients."""
     seed: int = 0
     """Seed of the drawn examples."""
 
     def __post_init__(self) -> None:
-        _positive("analysis blocks", self.blocks)
-        _positive("analysis shard_blocks", self.shard_blocks)
+        for name in ("blocks", "shard_blocks", "coactivation_blocks", "loss_blocks"):
+            _positive(f"analysis {name}", getattr(self, name))
         _at_least("analysis seed", self.seed, 0)
 
 

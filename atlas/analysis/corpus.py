@@ -1,34 +1,22 @@
-"""Summaries of a feature's activations over the text: one function per table, arrays in, columns out.
+"""Summaries of features' activations over the text: one function per table, arrays in, columns out.
 
-Every function reads the canonical order of ``FeatureActs`` and sums in float64, so its rows are exact
-and reproducible. Columns are named as in ``atlas.tables``, without ``sae``.
+Every function reads the canonical order of ``FeatureActs`` and sums in float64, so its rows are exact,
+reproducible, and those of the whole text however it was cut. Columns are named as in ``atlas.tables``,
+without ``sae``; ``feature`` counts from the first feature of the range that was given.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from atlas.analysis.acts import FeatureActs, Ints, first_of_runs, rank_in_runs
+from atlas.analysis.acts import FeatureActs, Floats, Ints, first_of_runs, rank_in_runs, sorted_within
+from atlas.analysis.text import Text
 
-N_BINS, N_TOP, N_TOKENS, TOP_EXAMPLES = 50, 2000, 50, 20
-N_GROUPS, PER_GROUP = 10, 5
-GROUPS = np.array([*(f"q{g}" for g in range(N_GROUPS)), "top"])
+N_BINS, N_LOG_BINS, N_TOP, N_STRONG, N_TOKENS = 50, 30, 2000, 200, 50
 DECILES = np.linspace(0, 1, 11)
 Columns = dict[str, Any]
-
-
-class Text(NamedTuple):
-    """The summarised text: its token ids [blocks, context] and the size of the vocabulary."""
-
-    tokens: npt.NDArray[np.int64]
-    d_vocab: int
-
-    @property
-    def n_tokens(self) -> int:
-        """Evaluated tokens: all but position 0."""
-        return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
 
 
 def _sums(values: npt.NDArray, starts: Ints) -> npt.NDArray[np.float64]:
@@ -72,21 +60,45 @@ def _deciles(acts: FeatureActs, ordered: npt.NDArray[np.float64]) -> npt.NDArray
 
 
 def activation_histogram(acts: FeatureActs) -> Columns:
-    """How are the activations spread? 50 equal bins on [0, max], the last one closed."""
+    """How are the activations spread?
+
+    ``linear``: 50 equal bins on [0, max]; ``log``: 30 bins of equal ratio on [min, max]. A bin holds its
+    lower edge and not its upper one, both as stored (float32); the last bin holds both.
+    """
     alive = np.flatnonzero(acts.counts)
-    top = np.zeros(acts.d_sae, np.float32)
-    top[alive] = np.maximum.reduceat(acts.value, acts.starts[alive]) if len(alive) else 0
-    scaled = acts.value.astype(np.float64) * N_BINS / top[acts.feature].astype(np.float64)
-    bins = np.minimum(scaled.astype(np.int64), N_BINS - 1)
-    n = np.bincount(acts.feature * N_BINS + bins, minlength=acts.d_sae * N_BINS).reshape(-1, N_BINS)[alive]
-    edges = top[alive, None].astype(np.float64) * np.arange(N_BINS + 1) / N_BINS
+    ordered = acts.value[acts.strongest_first]
+    top, least = (ordered[at].astype(np.float64) for at in (acts.starts[alive], acts.starts[alive + 1] - 1))
+    steps = np.arange(N_LOG_BINS + 1) / N_LOG_BINS
+    linear = top[:, None] * np.arange(N_BINS + 1) / N_BINS
+    log = least[:, None] * (top / least)[:, None] ** steps
+    log[:, 0], log[:, -1] = least, top
+    edges = {"linear": linear.astype(np.float32), "log": log.astype(np.float32)}
+    # One after the other for each feature, as the table is sorted.
+    low, high = (
+        np.concatenate([e[:, cut] for e in edges.values()], 1) for cut in (slice(-1), slice(1, None))
+    )
+    n = np.concatenate([_in_bins(acts, ordered, alive, e) for e in edges.values()], 1)
+    scale, bins = np.repeat(list(edges), [N_BINS, N_LOG_BINS]), [*range(N_BINS), *range(N_LOG_BINS)]
     return {
-        "feature": np.repeat(alive, N_BINS),
-        "bin": np.tile(np.arange(N_BINS), len(alive)),
-        "low": edges[:, :-1].ravel(),
-        "high": edges[:, 1:].ravel(),
+        "feature": np.repeat(alive, N_BINS + N_LOG_BINS),
+        "scale": np.tile(scale, len(alive)),
+        "bin": np.tile(np.array(bins), len(alive)),
+        "low": low.ravel(),
+        "high": high.ravel(),
         "n": n.ravel(),
     }
+
+
+def _in_bins(acts: FeatureActs, ordered: Floats, alive: Ints, edges: Floats) -> Ints:
+    """How many activations lie between neighbouring edges [alive, n_edges]; a search per edge."""
+    bits = np.uint64(32)
+    weakness = (acts.feature.astype(np.uint64) << bits) | (0x7FFFFFFF - ordered.view(np.uint32))
+    wanted = (alive.astype(np.uint64)[:, None] << bits) | (0x7FFFFFFF - edges.view(np.uint32))
+    reaching = np.searchsorted(weakness, wanted.ravel(), side="right").reshape(wanted.shape)
+    reaching -= acts.starts[alive, None]
+    reaching[:, -1] = 0
+    reaching[:, 0] = acts.counts[alive]
+    return reaching[:, :-1] - reaching[:, 1:]
 
 
 def positions(acts: FeatureActs) -> Columns:
@@ -95,138 +107,119 @@ def positions(acts: FeatureActs) -> Columns:
     size = acts.d_sae * acts.context
     n_active = np.bincount(key, minlength=size)
     total = np.bincount(key, weights=acts.value.astype(np.float64), minlength=size)
-    top = acts.strongest_first[acts.rank < N_TOP]
-    n_top = np.bincount(key[top], minlength=size)
     rows = np.flatnonzero(n_active)
     return {
         "feature": rows // acts.context,
         "position": rows % acts.context,
-        "n_top": n_top[rows],
+        "n_top": _strongest_positions(acts).ravel()[rows],
         "n_active": n_active[rows],
         "sum_activation": total[rows],
     }
 
 
+def _strongest_positions(acts: FeatureActs) -> Ints:
+    """How many of a feature's 2000 strongest tokens are at each position, [d_sae, context]."""
+    top = acts.strongest_first[acts.rank < N_TOP]
+    key = acts.feature[top] * acts.context + acts.position[top]
+    return np.bincount(key, minlength=acts.d_sae * acts.context).reshape(acts.d_sae, acts.context)
+
+
+def position_traits(acts: FeatureActs) -> Columns:
+    """Does it fire at one position? The commonest, its share, and how many positions that amounts to.
+
+    effective_positions = (sum n)^2 / sum n^2 over the positions of its 2000 strongest tokens: 1 if all are
+    at one position (seed 000: the features of a previous-token head). Ties go to the smaller position.
+    """
+    n = _strongest_positions(acts).astype(np.float64)
+    total, silent = n.sum(1), acts.counts == 0
+    best = n.argmax(1)
+    with np.errstate(invalid="ignore"):
+        share, effective = n.max(1) / total, total**2 / (n**2).sum(1)
+    return {
+        "top_position": pa.array(best, mask=silent),
+        "top_position_share": share,
+        "effective_positions": effective,
+    }
+
+
+def token_traits(acts: FeatureActs, text: Text) -> Columns:
+    """Does it fire on one token, or on one pair of tokens? Shares among its 200 strongest tokens.
+
+    Ties go to the smaller token id.
+    """
+    strong = acts.strongest_first[acts.rank < N_STRONG]
+    feature = acts.feature[strong]
+    at = text.token(acts.token[strong])
+    before = text.token(acts.token[strong] - 1)
+    token, share = _commonest(feature, at, acts.d_sae, text.d_vocab)
+    _, pair = _commonest(feature, before * text.d_vocab + at, acts.d_sae, text.d_vocab**2)
+    return {
+        "top_token": pa.array(token, mask=acts.counts == 0),
+        "top_token_share": share,
+        "top_pair_share": pair,
+    }
+
+
+def _commonest(feature: Ints, label: Ints, d_sae: int, n_labels: int) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """The commonest label of each feature and its share; NaN for a feature without any."""
+    bits = max(n_labels - 1, 1).bit_length()
+    order = sorted_within(feature, label, d_sae, bits)
+    label, of = label[order], feature[order]
+    starts = _first_of_pairs(of, label)
+    n = np.diff(np.concatenate([starts, [len(label)]]))
+    best = np.lexsort((-n, of[starts]))
+    best = best[first_of_runs(of[starts][best])]
+    found, share = np.zeros(d_sae, np.int64), np.full(d_sae, np.nan)
+    found[of[starts][best]] = label[starts][best]
+    share[of[starts][best]] = n[best] / np.bincount(feature, minlength=d_sae)[of[starts][best]]
+    return found, share
+
+
 def token_stats(acts: FeatureActs, text: Text) -> Columns:
     """On which tokens does it fire, and which tokens follow? Strongest 50 by summed activation, per role.
 
+    Ranked by the sum as it is stored (float32); ties go to the smaller token id.
     precision = firings with the token / firings; recall = firings with the token / the token's
     occurrences at the places where it was looked for.
     """
-    flat = text.tokens.reshape(-1)
     has_next = acts.position < acts.context - 1
-    everywhere = np.bincount(text.tokens[:, 1:].ravel(), minlength=text.d_vocab)
-    as_next = np.bincount(text.tokens[:, 2:].ravel(), minlength=text.d_vocab)
-    at = _token_rows(acts.feature, flat[acts.token], acts.value, everywhere, acts.d_sae)
-    after = flat[acts.token[has_next] + 1]
-    following = _token_rows(acts.feature[has_next], after, acts.value[has_next], as_next, acts.d_sae)
+    at = _token_rows(acts.feature, text.token(acts.token), acts.value, text.occurrences(1), acts.d_sae)
+    after = text.token(acts.token[has_next] + 1)
+    following = _token_rows(
+        acts.feature[has_next], after, acts.value[has_next], text.occurrences(2), acts.d_sae
+    )
     role = np.repeat(["at", "next"], [len(at["feature"]), len(following["feature"])])
     both = {name: np.concatenate([at[name], following[name]]) for name in at}
-    order = np.lexsort((both["rank"], role, both["feature"]))
+    order = np.argsort(both["feature"] * 2 + (role == "next"), kind="stable")
     return {"role": role[order], **{name: column[order] for name, column in both.items()}}
 
 
 def _token_rows(feature: Ints, token: Ints, value: npt.NDArray, occurrences: Ints, d_sae: int) -> Columns:
-    d_vocab = len(occurrences)
-    key = feature * d_vocab + token
-    order = np.argsort(key, kind="stable")
-    starts = first_of_runs(key[order])
-    pair = key[order][starts]
-    ordered = value[order]
-    total = _sums(ordered, starts)
-    largest = np.maximum.reduceat(ordered, starts) if len(starts) else ordered
+    order = sorted_within(feature, token, d_sae, max(len(occurrences) - 1, 1).bit_length())
+    feature, token, value = feature[order], token[order], value[order]
+    starts = _first_of_pairs(feature, token)
+    total = _sums(value, starts).astype(np.float32)
+    largest = np.maximum.reduceat(value, starts) if len(starts) else value
     n = np.diff(np.concatenate([starts, [len(order)]]))
     firings = np.bincount(feature, minlength=d_sae)
-    best = np.lexsort((pair % d_vocab, -total, pair // d_vocab))
-    best = best[rank_in_runs(pair[best] // d_vocab) < N_TOKENS]
-    of, token_id = pair[best] // d_vocab, pair[best] % d_vocab
+    of, token = feature[starts], token[starts]
+    best = sorted_within(of, np.uint32(0x7FFFFFFF) - total.view(np.uint32), d_sae, 31)
+    best = best[rank_in_runs(of[best]) < N_TOKENS]
+    of, token = of[best], token[best]
     return {
         "feature": of,
         "rank": rank_in_runs(of),
-        "token": token_id,
+        "token": token,
         "n_active": n[best],
         "sum_activation": total[best],
         "max_activation": largest[best],
         "precision": n[best] / firings[of],
-        "recall": n[best] / np.maximum(occurrences[token_id], 1),
+        "recall": n[best] / np.maximum(occurrences[token], 1),
     }
 
 
-def top_examples(acts: FeatureActs) -> Ints:
-    """Indices of the 20 largest activations of each feature, at most one per block, strongest first.
-
-    Ties go to the smaller (block, position).
-    """
-    key = acts.feature * (int(acts.block.max(initial=0)) + 1) + acts.block
-    starts = first_of_runs(key)
-    if len(starts) == 0:
-        return starts
-    best = np.repeat(np.maximum.reduceat(acts.value, starts), np.diff(np.concatenate([starts, [len(key)]])))
-    at_best = np.flatnonzero(acts.value == best)
-    first = at_best[first_of_runs(key[at_best])]
-    bits = acts.value[first].view(np.uint32).astype(np.uint64)
-    order = np.argsort(
-        (acts.feature[first].astype(np.uint64) << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - bits),
-        kind="stable",
-    )
-    chosen = first[order]
-    return chosen[rank_in_runs(acts.feature[chosen]) < TOP_EXAMPLES]
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser: a fixed, well-spread function of 64 bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def quantile_examples(acts: FeatureActs, seed: int) -> tuple[Ints, Ints]:
-    """Indices and group (0 weakest to 9 strongest) of 5 examples drawn from each tenth of the active tokens.
-
-    A token's group is floor(10 * (its rank from the bottom) / n). The draw keeps the 5 smallest of a
-    seeded hash of (feature, token), a rule that does not depend on shards or their order.
-    """
-    index = acts.strongest_first
-    feature, n = acts.feature[index], acts.counts[acts.feature[index]]
-    group = (n - 1 - acts.rank) * N_GROUPS // np.maximum(n, 1)
-    salt = _mix(np.array([seed], np.uint64))[0]
-    mixed = _mix(_mix(feature.astype(np.uint64) ^ salt) + acts.token[index].astype(np.uint64))
-    cell = (feature * N_GROUPS + group).astype(np.uint64)
-    order = np.argsort((cell << np.uint64(36)) | (mixed >> np.uint64(28)), kind="stable")
-    chosen = order[rank_in_runs(cell[order]) < PER_GROUP]
-    chosen = np.sort(chosen)
-    final = chosen[np.argsort(cell[chosen], kind="stable")]
-    return index[final], group[final]
-
-
-def examples(acts: FeatureActs, seed: int) -> Columns:
-    """The kept examples of every feature with the feature's activations over the whole block."""
-    top = top_examples(acts)
-    drawn, group = quantile_examples(acts, seed)
-    at = np.concatenate([top, drawn])
-    code = np.concatenate([np.full(len(top), N_GROUPS), group])
-    order = np.lexsort((np.arange(len(at)), code, acts.feature[at]))
-    at, code = at[order], code[order]
-    shown_positions, shown_values = _whole_block(acts, at)
-    return {
-        "feature": acts.feature[at],
-        "example_group": GROUPS[code],
-        "rank": rank_in_runs(acts.feature[at] * (N_GROUPS + 1) + code),
-        "block": acts.block[at],
-        "position": acts.position[at],
-        "activation": acts.value[at],
-        "active_positions": shown_positions,
-        "active_values": shown_values,
-    }
-
-
-def _whole_block(acts: FeatureActs, at: Ints) -> tuple[pa.Array, pa.Array]:
-    """For each example, the positions and values of its feature's activations in the same block."""
-    key = acts.feature * (int(acts.block.max(initial=0)) + 1) + acts.block
-    low, high = np.searchsorted(key, key[at], "left"), np.searchsorted(key, key[at], "right")
-    offsets = np.concatenate([[0], np.cumsum(high - low)])
-    inside = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - low, high - low)
-    places = pa.array(acts.position[inside].astype(np.int16))
-    offset_array = pa.array(offsets.astype(np.int32))
-    values = pa.array(acts.value[inside])
-    return pa.ListArray.from_arrays(offset_array, places), pa.ListArray.from_arrays(offset_array, values)
+def _first_of_pairs(one: Ints, other: Ints) -> Ints:
+    """Indices at which a new pair of values begins in two arrays sorted by both."""
+    if len(one) == 0:
+        return np.empty(0, np.int64)
+    return np.flatnonzero(np.concatenate([[True], (other[1:] != other[:-1]) | (one[1:] != one[:-1])]))

@@ -7,177 +7,246 @@ v[source, h], so the linear part of a z feature's pre-activation splits exactly:
 
 Summed over heads and sources this is x . W_enc[:, f], and with the bias term the pre-activation. W_enc are
 the directions as used: of a gated SAE the magnitude path. An SAE that normalises its input has every
-contribution divided by the token's own size, with a LayerNorm's mean taken out of W_enc[:, f].
+contribution divided by the token's own size, with a LayerNorm's mean taken out of W_enc[:, f]. The SAE of a
+single head's z is read through that head alone. attn_out = sum over h of z[h] W_O[h] + b_O, so an SAE on it
+is read through W_O[h] W_enc, and b_O . W_enc joins its bias term.
 Sources: seed 001; seed 002 (the paper), row C4.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from atlas.analysis.acts import Ints
+from atlas.analysis.dfa_rows import DFARows, Sources, Split
+from atlas.analysis.dfa_sums import DFASums, matched_prefix
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
+from atlas.lm.runtime import lanes
 from atlas.progress import Progress
 from atlas.sae.model import SAE
-from atlas.tables import SOURCES
+from atlas.sites import Site
 
 MOST_SOURCES, COVERED = 32, 0.95
-BATCH_BLOCKS = 8
-Ints = npt.NDArray[np.int64]
+BATCH_BLOCKS, _INDEX_BITS = 16, 11
 
 
 class Kept(NamedTuple):
-    """The kept examples of one SAE: where each one fires."""
+    """Kept examples of one SAE on which it fires: which they are, and where."""
 
     feature: Ints
+    code: Ints
+    """Group of the example (``examples.GROUPS``)."""
+    rank: Ints
     block: Ints
     position: Ints
+    is_top: npt.NDArray[np.bool_]
+
+    def at(self, rows: npt.NDArray) -> "Kept":
+        """Some of the examples."""
+        return Kept(*(column[rows] for column in self))
 
 
-class Attributions(NamedTuple):
-    """DFA of each kept example: sums by head, the pre-activation from z itself, and the largest sources."""
+class Reading(NamedTuple):
+    """How an SAE's pre-activation reads the z of each head."""
 
-    by_head: npt.NDArray[np.float32]
-    pre_activation: npt.NDArray[np.float32]
-    head: npt.NDArray[np.int16]
-    source: npt.NDArray[np.int16]
-    contribution: npt.NDArray[np.float32]
-    n_sources: npt.NDArray[np.int16]
+    heads: tuple[int, ...]
+    directions: Float[Tensor, "d_sae heads d_head"]
+    offset: Float[Tensor, " d_sae"]
+    """What the linear part holds beside z: b_O . W_enc of an SAE on attn_out."""
+    W_enc: Float[Tensor, "d_sae d_in"]
+    """The directions in the SAE's own space."""
+
+
+def reads_heads(sae: SAE) -> bool:
+    """Whether DFA has a meaning for the SAE: it reads z, or attn_out."""
+    return sae.info.site.kind in ("z", "attn_out")
+
+
+def reading_of(model: LanguageModel, sae: SAE) -> Reading:
+    """The directions in z space through which an SAE on z or attn_out reads each head."""
+    site, W = sae.info.site, attribution_directions(sae)
+    heads, d_head = tuple(range(model.shape.n_heads)), model.shape.d_head
+    offset = W.new_zeros(sae.d_sae)
+    if site.kind == "attn_out":
+        offset = model.b_O(site.layer) @ W
+        W = model.W_O(site.layer).flatten(0, 1) @ W
+    elif site.head is not None:
+        heads = (site.head,)
+    own = attribution_directions(sae).T.contiguous()
+    return Reading(heads, W.T.reshape(sae.d_sae, len(heads), d_head).contiguous(), offset, own)
 
 
 def contributions(
-    pattern: Float[Tensor, "n_heads query key"],
-    v: Float[Tensor, "key n_heads d_head"],
-    W_enc: Float[Tensor, "n_heads d_head n"],
+    pattern: Float[Tensor, "heads query key"],
+    v: Float[Tensor, "key heads d_head"],
+    directions: Float[Tensor, "n heads d_head"],
     position: Int[Tensor, " n"],
-) -> Float[Tensor, "n n_heads key"]:
-    """The dense DFA of n examples in one block: example i is feature column i of W_enc at position[i].
+) -> Float[Tensor, "n heads key"]:
+    """The dense DFA of n examples in one block: example i reads directions[i] at position[i].
 
     >>> pattern = torch.tensor([[[1.0, 0.0], [0.25, 0.75]]])
     >>> v = torch.tensor([[[2.0]], [[4.0]]])
     >>> contributions(pattern, v, torch.tensor([[[1.0]]]), torch.tensor([1])).tolist()
     [[[0.5, 3.0]]]
     """
-    per_source = W_enc.transpose(1, 2) @ v.permute(1, 2, 0)
+    per_source = directions.transpose(0, 1) @ v.permute(1, 2, 0)
     # Written example by example: everything that follows reads one example's heads and sources together.
     dense = per_source.new_empty(len(position), *pattern.shape[::2])
     return torch.mul(pattern[:, position].transpose(0, 1), per_source.transpose(0, 1), out=dense)
 
 
-def largest(
-    dense: Float[Tensor, "n n_heads key"],
-) -> tuple[Int[Tensor, "n kept"], Float[Tensor, "n kept"], Int[Tensor, " n"]]:
-    """Flat indices and values of the largest contributions by magnitude, and how many of them count.
+class Largest(NamedTuple):
+    """Flat indices and values [n, kept] of the largest contributions, and how many of them count."""
+
+    index: Ints
+    value: npt.NDArray[np.float32]
+    count: Ints
+
+
+def largest(dense: Float[Tensor, "n heads key"]) -> Largest:
+    """The largest contributions by magnitude, largest first; ties go to the lower head, then source.
 
     As many as reach 95 % of the absolute sum, at most 32; exact zeros never count.
+
+    >>> index, value, count = largest(torch.tensor([[[3.0, -4.0, 0.25, 0.0]]]))
+    >>> index[0, :2].tolist(), value[0, :2].tolist(), count.tolist()
+    ([1, 0], [-4.0, 3.0], [2])
     """
     flat = dense.flatten(1)
-    size = flat.abs()
-    found = size.topk(min(MOST_SOURCES, flat.shape[1]), dim=1)
-    needed = (found.values.cumsum(1) < COVERED * size.sum(1, keepdim=True)).sum(1) + 1
-    count = torch.minimum(needed, (found.values > 0).sum(1))
-    return found.indices, flat.gather(1, found.indices), count
+    total = torch.linalg.vector_norm(flat, ord=1, dim=1).cpu().numpy()
+    width = min(MOST_SOURCES, flat.shape[1])
+    if flat.is_cuda:
+        index = flat.abs().topk(width, dim=1).indices.cpu().numpy()
+        values = flat.cpu().numpy()
+    else:
+        values = flat.numpy()
+        index = _largest_magnitudes(values, width)
+    value = np.take_along_axis(values, index, 1)
+    order = np.lexsort((index, -np.abs(value)), axis=1)
+    index, value = np.take_along_axis(index, order, 1), np.take_along_axis(value, order, 1)
+    needed = (np.abs(value).cumsum(1) < COVERED * total[:, None]).sum(1) + 1
+    return Largest(index, value, np.minimum(needed, (value != 0).sum(1)))
+
+
+def _largest_magnitudes(values: npt.NDArray[np.float32], width: int) -> Ints:
+    """Indices of the ``width`` entries of largest magnitude in each row, in no order.
+
+    Magnitude and index are packed into one integer, because a partition of integers takes a quarter of the
+    time of one of indices. Where both fit into 32 bits, magnitudes that agree in their leading 12 binary
+    digits count as equal: finer than the steps in which contributions are stored.
+    """
+    size = values.shape[1]
+    bits = max(size - 1, 1).bit_length()
+    magnitude = values.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    if bits <= _INDEX_BITS:
+        key = magnitude & np.uint32(0xFFFFFFFF << _INDEX_BITS & 0xFFFFFFFF)
+        key |= np.arange(size - 1, -1, -1, dtype=np.uint32)
+    else:
+        key = magnitude.astype(np.uint64) << np.uint64(bits)
+        key |= np.arange(size - 1, -1, -1, dtype=np.uint64)
+    mask = (1 << max(bits, _INDEX_BITS)) - 1
+    top = np.partition(key, size - width, axis=1)[:, size - width :]
+    return size - 1 - (top & key.dtype.type(mask)).astype(np.int64)
 
 
 class DFAPass:
-    """Looks again at the kept examples of z SAEs; each block with an example is read once."""
+    """Looks again at the kept examples of SAEs on z and attn_out; each block with an example is read once."""
 
     def __init__(self, model: LanguageModel, saes: Sequence[SAE], kept: Sequence[Kept]) -> None:
-        self.model, self.saes, self.kept = model, saes, kept
-        self.order = [np.argsort(k.block, kind="stable") for k in kept]
-        self.sorted_blocks = [k.block[order] for k, order in zip(kept, self.order, strict=True)]
-        self.directions = [attribution_directions(sae) for sae in saes]
-        self.out = [self._empty(len(k.feature)) for k in kept]
+        self.model, self.saes = model, saes
+        self.kept = [one.at(np.argsort(one.block, kind="stable")) for one in kept]
+        self.readings = [reading_of(model, sae) for sae in saes]
+        self.rows = [DFARows(len(reading.heads)) for reading in self.readings]
+        self.sums = [DFASums(sae.d_sae, len(r.heads)) for sae, r in zip(saes, self.readings, strict=True)]
 
-    def _empty(self, n: int) -> Attributions:
-        heads, width = self.model.shape.n_heads, MOST_SOURCES
-        return Attributions(
-            np.zeros((n, heads), np.float32),
-            np.zeros(n, np.float32),
-            np.zeros((n, width), np.int16),
-            np.zeros((n, width), np.int16),
-            np.zeros((n, width), np.float32),
-            np.zeros(n, np.int16),
-        )
-
-    def run(self, store: TokenStore, progress: Progress) -> list[Attributions]:
+    def run(self, store: TokenStore, progress: Progress) -> None:
         """Attribute every kept example."""
-        blocks = (
-            np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0, np.int64)
-        )
-        for start in range(0, len(blocks), BATCH_BLOCKS):
-            self._batch(store, blocks[start : start + BATCH_BLOCKS])
-            progress.update(min(start + BATCH_BLOCKS, len(blocks)), len(blocks))
-        return self.out
+        blocks = np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0)
+        with lanes() as pool:
+            for start in range(0, len(blocks), BATCH_BLOCKS):
+                self._batch(store, blocks[start : start + BATCH_BLOCKS], pool)
+                progress.update(min(start + BATCH_BLOCKS, len(blocks)), len(blocks))
 
-    @torch.no_grad()
-    def _batch(self, store: TokenStore, blocks: Ints) -> None:
+    def _batch(self, store: TokenStore, blocks: Ints, pool: ThreadPoolExecutor) -> None:
         tokens = torch.from_numpy(store.blocks(blocks)).to(self.model.device)
         layers = sorted({sae.info.site.layer for sae in self.saes})
         hooks = [f"blocks.{layer}.attn.hook_{what}" for layer in layers for what in ("pattern", "v")]
-        activations, raw = capture(self.model, tokens, [sae.info.site for sae in self.saes], hooks)
-        for i, sae in enumerate(self.saes):
-            layer = sae.info.site.layer
-            pattern, v = (raw[f"blocks.{layer}.attn.hook_{what}"].float() for what in ("pattern", "v"))
-            z = activations[sae.info.site].float()
-            for j, block in enumerate(blocks):
-                low, high = np.searchsorted(self.sorted_blocks[i], [block, block + 1])
-                if low < high:
-                    self._examples(i, self.order[i][low:high], pattern[j], v[j], z[j])
+        sites = list(dict.fromkeys(sae.info.site for sae in self.saes))
+        activations, raw = capture(self.model, tokens, sites, hooks)
+        work = [pool.submit(self._of_sae, n, blocks, tokens, activations, raw) for n in range(len(self.saes))]
+        for done in work:
+            done.result()
 
-    def _examples(self, i: int, rows: Ints, pattern: Tensor, v: Tensor, z: Tensor) -> None:
-        sae, kept, out = self.saes[i], self.kept[i], self.out[i]
-        feature = torch.from_numpy(kept.feature[rows]).to(z.device)
-        position = torch.from_numpy(kept.position[rows]).to(z.device)
-        columns, scale = self.directions[i][:, feature], sae.scale(z[position])
+    @torch.no_grad()
+    def _of_sae(
+        self,
+        number: int,
+        blocks: Ints,
+        tokens: Tensor,
+        activations: Mapping[Site, Tensor],
+        raw: Mapping[str, Tensor],
+    ) -> None:
+        site, heads = self.saes[number].info.site, list(self.readings[number].heads)
+        pattern = raw[f"blocks.{site.layer}.attn.hook_pattern"]
+        v, x = raw[f"blocks.{site.layer}.attn.hook_v"], activations[site]
+        if len(heads) < pattern.shape[1]:
+            pattern, v = pattern[:, heads], v[:, :, heads]
+        for j, block in enumerate(blocks):
+            low, high = np.searchsorted(self.kept[number].block, [block, block + 1])
+            if low < high:
+                inside = (pattern[j].float(), v[j].float(), x[j].float(), tokens[j])
+                self._examples(number, self.kept[number].at(slice(low, high)), inside)
+
+    def _examples(self, number: int, kept: Kept, block: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        sae, reading = self.saes[number], self.readings[number]
+        pattern, v, x, tokens = block
+        feature = torch.from_numpy(kept.feature).to(x.device)
+        position = torch.from_numpy(kept.position).to(x.device)
+        dense = contributions(pattern, v, reading.directions[feature], position)
+        linear, offset = (x[position] * reading.W_enc[feature]).sum(1), reading.offset[feature]
+        scale, bias = sae.scale(x[position]), sae.bias_term[feature]
         if scale is not None:
-            columns = columns / scale.size.T
-        dense = contributions(pattern, v, columns.reshape(self.model.shape.n_heads, -1, len(rows)), position)
-        index, value, count = largest(dense)
-        linear = (z[position].double() * columns.T.double()).sum(1)
-        key, width = dense.shape[2], index.shape[1]
-        out.by_head[rows] = dense.sum(2).cpu().numpy()
-        out.pre_activation[rows] = (linear + sae.bias_term[feature]).float().cpu().numpy()
-        out.head[rows, :width] = (index // key).cpu().numpy()
-        out.source[rows, :width] = (index % key).cpu().numpy()
-        out.contribution[rows, :width] = value.cpu().numpy()
-        out.n_sources[rows] = count.cpu().numpy()
+            size = scale.size[:, 0]
+            dense, linear, offset = dense / size[:, None, None], linear / size, offset / size
+        largest_of = largest(dense)
+        strongest = _strongest(largest_of, dense, np.array(reading.heads))
+        text = tokens.cpu().numpy()
+        matched = matched_prefix(text, kept.position, strongest[1])
+        self.rows[number].add(
+            kept,
+            Split(dense.sum(2), bias + offset, linear + bias),
+            (*strongest, matched),
+            _named(largest_of, np.array(reading.heads), dense.shape[2]),
+        )
+        top = kept.is_top
+        if top.any():
+            chosen = dense[torch.from_numpy(top).to(dense.device)]
+            self.sums[number].update(kept.feature[top], kept.position[top], text, chosen, matched[top])
 
 
-def columns_of(a: Attributions, bias_term: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """The value columns of the ``dfa`` table, in the order of the kept examples."""
-    offsets = np.concatenate([[0], np.cumsum(a.n_sources, dtype=np.int64)]).astype(np.int32)
-    used = np.arange(a.head.shape[1]) < a.n_sources[:, None]
-    parts = [pa.array(a.head[used]), pa.array(a.source[used]), pa.array(a.contribution[used])]
-    fields = [SOURCES.value_type.field(i) for i in range(3)]
-    heads = a.by_head.shape[1]
-    by_head_offsets = pa.array(np.arange(0, a.by_head.size + 1, heads, dtype=np.int32))
-    return {
-        "by_head": pa.ListArray.from_arrays(by_head_offsets, pa.array(a.by_head.ravel())),
-        "bias_term": bias_term,
-        "pre_activation": a.pre_activation,
-        "sources": pa.ListArray.from_arrays(
-            pa.array(offsets), pa.StructArray.from_arrays(parts, fields=fields)
-        ),
-    }
+def _strongest(found: Largest, dense: Float[Tensor, "n heads key"], heads: Ints) -> tuple[Ints, Ints]:
+    """Head and source of the largest positive contribution; -1 where there is none."""
+    at, row = (found.value > 0).argmax(1), np.arange(len(found.value))
+    index, positive = found.index[row, at], found.value[row, at] > 0
+    # Where all that is kept is negative, the largest positive one is farther down.
+    if not positive.all():
+        rest = dense.flatten(1)[torch.from_numpy(~positive).to(dense.device)]
+        index[~positive] = rest.argmax(1).cpu().numpy()
+        positive[~positive] = (rest.amax(1) > 0).cpu().numpy()
+    head, source = np.divmod(index, dense.shape[2])
+    return np.where(positive, heads[head], -1), np.where(positive, source, -1)
 
 
-def dfa_share(
-    a: Attributions, feature: Ints, is_top: npt.NDArray[np.bool_], d_sae: int
-) -> npt.NDArray[np.float64]:
-    """Mean over a feature's top examples of d_h / p, [d_sae, n_heads]; NaN where it has none."""
-    p = a.by_head.astype(np.float64).sum(1)
-    usable = is_top & (p != 0)
-    ratio = a.by_head[usable] / p[usable, None]
-    total = np.zeros((d_sae, a.by_head.shape[1]))
-    np.add.at(total, feature[usable], ratio)
-    n = np.bincount(feature[usable], minlength=d_sae)[:, None]
-    return np.divide(total, n, out=np.full_like(total, np.nan), where=n > 0)
+def _named(found: Largest, heads: Ints, key: int) -> Sources:
+    """The largest contributions by head and source."""
+    head, source = np.divmod(found.index, key)
+    return Sources(heads[head], source, found.value, found.count)

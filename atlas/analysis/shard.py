@@ -1,17 +1,29 @@
-"""One shard of the corpus pass: the model runs once, and every SAE's activations are taken down sparsely."""
+"""One shard of the corpus pass: the model runs once, and every SAE's evidence is taken down sparsely.
 
-from collections.abc import Sequence
+What a shard keeps is mergeable: activations (``acts``), near misses (``misses``), the covariance of every
+site and the sums of FVE over active tokens (``variance``). Nothing dense outlives a batch.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, reduce
 from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from atlas.analysis.acts import UNREADABLE, FeatureActs
-from atlas.analysis.weights import Moments
+from atlas.analysis.acts import FeatureActs, StoredActs
+from atlas.analysis.misses import NearMisses
+from atlas.analysis.variance import ActiveShares, Moments
+from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
 from atlas.errors import StoreError
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
+from atlas.lm.runtime import lanes
 from atlas.progress import Progress
 from atlas.sae.model import SAE
 from atlas.sae.normalise import scale_of
@@ -21,71 +33,131 @@ BATCH_BLOCKS = 16
 Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+def has_heads(sae: SAE) -> bool:
+    """Whether the SAE's input is the z of a whole layer, whose slices are its heads'."""
+    return sae.info.site.kind == "z" and sae.info.site.head is None
+
+
+class SAEPass:
+    """What one SAE contributes to a shard."""
+
+    def __init__(self, sae: SAE, n_heads: int, context: int) -> None:
+        self.sae, self.context = sae, context
+        self.triples: list[Triples] = []
+        self.misses = NearMisses(sae.d_sae, context)
+        self.shares = ActiveShares(attribution_directions(sae), n_heads) if has_heads(sae) else None
+
+    def update(self, x: Float[Tensor, "n d_in"], first_block: int) -> None:
+        """Add a batch of consecutive blocks without their position 0."""
+        sae = self.sae
+        pre = sae.preactivations(x)
+        row, feature, value = sae.firing(x, pre)
+        positions = self.context - 1
+        block = row // positions
+        token = (block + first_block) * self.context + row - block * positions + 1
+        self.triples.append(
+            (feature.cpu().numpy().astype(np.int32), token.cpu().numpy(), value.cpu().numpy())
+        )
+        if self.shares is not None:
+            scale = sae.scale(x)
+            scaled = x if scale is None else x / scale.size
+            self.shares.update(scaled, row, feature, value - sae.bias_term[feature])
+        pre[row, feature] = -torch.inf
+        self.misses.update(pre.reshape(-1, positions, sae.d_sae), first_block)
+
+    def save(self, folder: Path, number: int) -> None:
+        """Write what was taken down."""
+        FeatureActs.collect(self.triples, self.sae.d_sae, self.context).save(folder / f"acts-{number:05d}")
+        self.misses.save(folder / f"misses-{number:05d}.npz")
+        if self.shares is not None:
+            self.shares.save(folder / f"shares-{number:05d}.npz")
+
+
 class ShardPass:
-    """Collects activations (without position 0) and moments of every site, batch by batch.
+    """Collects the evidence of all SAEs (position 0 left out) and moments of every site, batch by batch.
 
     SAEs that normalise their input have moments of their own: of x divided by the token's size.
     """
 
     def __init__(self, model: LanguageModel, saes: Sequence[SAE], store: TokenStore) -> None:
-        self.model, self.saes, self.store = model, saes, store
+        self.model, self.store = model, store
+        context = store.meta.context
+        self.passes = [SAEPass(sae, model.shape.n_heads, context) for sae in saes]
         self.sites = tuple(dict.fromkeys(sae.info.site for sae in saes))
-        self.triples: list[list[Triples]] = [[] for _ in saes]
         self.moments = {
-            (sae.info.site, sae.info.normalize_activations): Moments.empty(sae.d_in) for sae in saes
+            (sae.info.site, sae.info.normalize_activations): Moments.empty(sae.d_in)
+            for sae in saes
+            if has_heads(sae)
         }
 
     @torch.no_grad()
-    def update(self, blocks: range) -> None:
-        """Add a batch of blocks."""
-        context = self.store.meta.context
+    def update(self, blocks: range, pool: ThreadPoolExecutor) -> None:
+        """Add a batch of blocks; SAEs side by side."""
         tokens = torch.from_numpy(self.store.blocks(blocks)).to(self.model.device)
         activations, _ = capture(self.model, tokens, self.sites)
-        occurrence = np.add.outer(np.array(blocks) * context, np.arange(1, context)).ravel()
         flat = {site: x[:, 1:].reshape(-1, x.shape[-1]).float() for site, x in activations.items()}
-        for (site, how), moments in self.moments.items():
-            scale = scale_of(flat[site], how)
-            moments.update(flat[site] if scale is None else flat[site] / scale.size)
-        for sae, kept in zip(self.saes, self.triples, strict=True):
-            row, feature, value = (t.cpu().numpy() for t in sae.active(flat[sae.info.site]))
-            kept.append((feature, occurrence[row], value))
+        work = [partial(self._moments_of, flat[key[0]], key) for key in self.moments]
+        work += [partial(one.update, flat[one.sae.info.site], blocks.start) for one in self.passes]
+        for done in [pool.submit(one) for one in work]:
+            done.result()
+
+    def _moments_of(self, x: Float[Tensor, "n d_in"], key: tuple[Site, str]) -> None:
+        scale = scale_of(x, key[1])
+        self.moments[key].update(x if scale is None else x / scale.size)
 
     def run(self, blocks: range, progress: Progress) -> None:
         """Add all blocks of the shard."""
-        for start in range(blocks.start, blocks.stop, BATCH_BLOCKS):
-            batch = range(start, min(start + BATCH_BLOCKS, blocks.stop))
-            self.update(batch)
-            progress.update(batch.stop - blocks.start, len(blocks))
+        with lanes() as pool:
+            for start in range(blocks.start, blocks.stop, BATCH_BLOCKS):
+                batch = range(start, min(start + BATCH_BLOCKS, blocks.stop))
+                self.update(batch, pool)
+                progress.update(batch.stop - blocks.start, len(blocks))
 
     def save(self, folder: Path) -> None:
-        """Write one file per SAE, and one per site and normalisation."""
-        context = self.store.meta.context
-        for i, (sae, kept) in enumerate(zip(self.saes, self.triples, strict=True)):
-            FeatureActs.collect(kept, sae.d_sae, context).save(folder / f"acts-{i:05d}.npz")
-        for (site, how), m in self.moments.items():
-            np.savez(_moments_file(folder, site, how), n=m.n, total=m.total, outer=m.outer)
+        """Write the evidence of every SAE, and moments of every site and normalisation."""
+        with lanes() as pool:
+            list(pool.map(lambda pair: pair[1].save(folder, pair[0]), enumerate(self.passes)))
+        for (site, how), moments in self.moments.items():
+            moments.save(_moments_file(folder, site, how))
 
 
 def _moments_file(folder: Path, site: Site, how: str) -> Path:
     return folder / (f"moments-{site.name}.npz" if how == "none" else f"moments-{site.name}-{how}.npz")
 
 
-def load_acts(shards: Sequence[Path], index: int) -> FeatureActs:
+def stored_acts(shards: Sequence[Path], number: int) -> StoredActs:
     """One SAE's activations over all shards."""
-    return FeatureActs.merge(FeatureActs.load(folder / f"acts-{index:05d}.npz") for folder in shards)
+    return StoredActs([folder / f"acts-{number:05d}" for folder in shards])
+
+
+def load_misses(shards: Sequence[Path], number: int) -> NearMisses:
+    """One SAE's near misses over all shards."""
+    return _merged(NearMisses.load(folder / f"misses-{number:05d}.npz") for folder in shards)
+
+
+def load_shares(shards: Sequence[Path], number: int, sae: SAE, n_heads: int) -> ActiveShares:
+    """One SAE's sums of FVE over active tokens, over all shards in the shards' order."""
+    empty = ActiveShares(attribution_directions(sae), n_heads)
+    return _merged(empty.load(folder / f"shares-{number:05d}.npz") for folder in shards)
 
 
 def load_moments(shards: Sequence[Path], site: Site, normalize_activations: str = "none") -> Moments:
     """Moments of one site, as SAEs of this normalisation need them, over all shards in the shards' order."""
-    merged: Moments | None = None
-    for folder in shards:
-        path = _moments_file(folder, site, normalize_activations)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                part = Moments(int(file["n"]), file["total"], file["outer"])
-        except UNREADABLE as error:
-            raise StoreError(f"moments in {str(path)!r} cannot be read: {error}") from None
-        merged = part if merged is None else merged.merge(part)
-    if merged is None:
-        raise StoreError(f"no shard holds moments of {site.name}")
+    return _merged(Moments.load(_moments_file(folder, site, normalize_activations)) for folder in shards)
+
+
+@runtime_checkable
+class _Mergeable(Protocol):
+    def merge(self, other: Any) -> Any: ...
+
+
+Part = TypeVar("Part", bound=_Mergeable)
+
+
+def _merged(parts: Iterable[Part]) -> Part:
+    kept = iter(parts)
+    first = next(kept, None)
+    if first is None:
+        raise StoreError("there is no shard to merge")
+    merged: Part = reduce(lambda one, other: one.merge(other), kept, first)
     return merged

@@ -33,6 +33,24 @@ class LanguageModel:
         """The output matrix of each head of a layer."""
         return cast(Tensor, self.bridge.blocks[layer].attn.W_O).detach()
 
+    def b_O(self, layer: int) -> Float[Tensor, " d_model"]:
+        """What a layer's attention adds to the stream beside its heads; zeros where it has no bias."""
+        bias = getattr(self.bridge.blocks[layer].attn, "b_O", None)
+        return self.W_O(layer).new_zeros(self.shape.d_model) if bias is None else cast(Tensor, bias).detach()
+
+    def W_Q(self, layer: int) -> Float[Tensor, "n_heads d_model d_head"]:
+        """The query matrix of each head of a layer."""
+        return cast(Tensor, self.bridge.blocks[layer].attn.W_Q).detach()
+
+    def W_K(self, layer: int) -> Float[Tensor, "n_heads d_model d_head"]:
+        """The key matrix of each head of a layer."""
+        return cast(Tensor, self.bridge.blocks[layer].attn.W_K).detach()
+
+    def W_pos(self) -> Float[Tensor, "n_ctx d_model"] | None:
+        """The embedding of each position; None for a model without absolute ones (rotary, ALiBi)."""
+        found = getattr(self.bridge, "W_pos", None)
+        return None if found is None else cast(Tensor, found).detach()
+
     def logit_directions(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding with the final LayerNorm's weight folded in, centred over d_model and d_vocab.
 

@@ -2,14 +2,16 @@
 
 import ctypes
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import torch
 
 from atlas.errors import ConfigError
 from atlas.settings import Settings
 
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _ONE_GB = -3, -1, 1 << 30
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX, _ONE_GB = -3, -1, -8, 1 << 30
 
 
 def prepare_torch(settings: Settings) -> torch.device:
@@ -26,9 +28,26 @@ def prepare_torch(settings: Settings) -> torch.device:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(_M_MMAP_THRESHOLD, _ONE_GB)
             libc.mallopt(_M_TRIM_THRESHOLD, _ONE_GB)
+            # Other threads' own arenas would give their memory back all the same.
+            libc.mallopt(_M_ARENA_MAX, 1)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     return _device(settings.device)
+
+
+@contextmanager
+def lanes() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many threads as torch uses, in each of which torch uses one.
+
+    For work that falls into independent parts (SAEs, ranges of features): no part waits for the others at
+    every product, and what a part computes does not depend on the number of threads.
+    """
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield pool
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _device(name: str) -> torch.device:

@@ -1,15 +1,19 @@
 """What several kinds of step need: the model, the text, the SAEs; and columns written as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from atlas.corpus.stores import TextStores
 from atlas.corpus.tokens import TokenStore
 from atlas.lm.load import LanguageModel, load_model
-from atlas.lm.runtime import prepare_torch
+from atlas.lm.runtime import lanes, prepare_torch
 from atlas.pipeline.execute import Context
 from atlas.sae.files import load_sae
 from atlas.sae.harvest import Harvest, Source, Stream
@@ -62,13 +66,44 @@ def the_source(context: Context, model: LanguageModel, stream: Stream, sites: Se
     return CachedHarvest(model, stream, sites, folder, int(train.cache_gb * 1e9))
 
 
+def the_analysed_text(context: Context) -> TokenStore:
+    """The text that the tables summarise, as far as the step needs it; it may go on after the training's."""
+    names = [name for name in context.step.needs if context.plan.step(name).kind == "tokens"]
+    return TextStores([TokenStore(context.input(name)) for name in names])
+
+
 def analysed_blocks(context: Context, store: TokenStore) -> int:
     """Blocks that the tables summarise."""
     return min(context.plan.config.analysis.blocks, len(store))
 
 
-def write_columns(folder: Path, name: str, columns: Mapping[str, Any]) -> None:
-    """Write columns (arrays or constants) as a table, sorted by its key."""
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """What ``work`` gives for each item, in order; as many at once as torch has threads, and no more."""
+    threads = torch.get_num_threads()
+    with lanes() as pool:
+        pending: deque[tuple[T, Future[R]]] = deque()
+        for item in items:
+            pending.append((item, pool.submit(work, item)))
+            if len(pending) > threads:
+                done, future = pending.popleft()
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+
+
+def joined(parts: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """The rows of several sets of columns of one table."""
+    tables = [as_table(name, part) for part in parts]
+    rows = pa.concat_tables(tables) if tables else table(name).schema.empty_table()
+    return {column: rows[column].combine_chunks() for column in rows.column_names}
+
+
+def as_table(name: str, columns: Mapping[str, Any]) -> pa.Table:
+    """Columns (arrays or constants) in the declared order and types of a table."""
     declared = table(name)
     lengths = {len(c) for c in columns.values() if not isinstance(c, str | int | float | bool | None)}
     n = max(lengths, default=1)
@@ -79,8 +114,14 @@ def write_columns(folder: Path, name: str, columns: Mapping[str, Any]) -> None:
             arrays[column.name] = pa.repeat(pa.scalar(value, column.type), n)
         else:
             arrays[column.name] = _array(value, column.type)
-    rows = pa.table(arrays, schema=declared.schema)
-    write_table(folder / f"{name}.parquet", name, rows.sort_by([(key, "ascending") for key in declared.key]))
+    return pa.table(arrays, schema=declared.schema)
+
+
+def write_columns(folder: Path, name: str, columns: Mapping[str, Any]) -> None:
+    """Write columns (arrays or constants) as a table, sorted by its key."""
+    rows = as_table(name, columns)
+    key = [(column, "ascending") for column in table(name).key]
+    write_table(folder / f"{name}.parquet", name, rows.sort_by(key))
 
 
 def _array(value: Any, kind: pa.DataType) -> pa.Array:

@@ -5,6 +5,7 @@ from atlas.corpus.tokens import build_token_store, load_tokenizer
 from atlas.heads.measure import measure_heads
 from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import the_model, the_saes, the_source, the_stream, the_text, write_rows
+from atlas.pipeline.wiring import text_ranges
 from atlas.progress import Progress
 from atlas.sae.context import harvested
 from atlas.sae.evaluate import evaluate
@@ -15,8 +16,9 @@ CHECKPOINT, LIVE = "training.safetensors", "live.jsonl"
 
 
 def tokens(context: Context) -> None:
-    """Text to token blocks."""
-    config = context.plan.config
+    """Text to token blocks: those of the training, or what the analysis reads after them."""
+    config, extends = context.plan.config, context.step.item > 0
+    blocks = text_ranges(config)[context.step.item]
     source = open_source(config.corpus.source)
     build_token_store(
         context.out,
@@ -24,9 +26,10 @@ def tokens(context: Context) -> None:
         source.documents(),
         load_tokenizer(context.plan.files.path),
         context=config.corpus.context,
-        blocks=config.corpus.blocks,
+        blocks=len(blocks),
         progress=context.progress,
-        least_blocks=config.evaluation.blocks + 1,
+        least_blocks=0 if extends else config.evaluation.blocks + 1,
+        skip=blocks.start,
     )
 
 

@@ -12,7 +12,7 @@ from atlas.configs import BuildConfig
 from atlas.errors import ConfigError, one_of
 from atlas.lm.files import ModelFiles, find_model, read_shape
 from atlas.pipeline.members import Member, deal, find_imports, members_of
-from atlas.pipeline.wiring import STAGE_STEPS, Step, Wiring, analysed, stages_of
+from atlas.pipeline.wiring import STAGE_STEPS, Step, Wiring, shard_ranges, stages_of
 from atlas.settings import Settings
 from atlas.sites import ModelShape, Site, expand_sites
 
@@ -66,8 +66,7 @@ class Plan:
 
     def shard_blocks(self, item: int) -> range:
         """The blocks that a shard asks for; a shorter corpus cuts them off."""
-        size = self.config.analysis.shard_blocks
-        return range(item * size, min((item + 1) * size, analysed(self.config)))
+        return shard_ranges(self.config)[item]
 
 
 def make_plan(config: BuildConfig, settings: Settings) -> Plan:

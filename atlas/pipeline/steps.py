@@ -1,6 +1,6 @@
 """The registry: each kind of step and the function that carries it out."""
 
-from atlas.pipeline import making, refining, tabling
+from atlas.pipeline import attributing, making, refining, summarising, tabling
 from atlas.pipeline.execute import StepFunction
 
 STEPS: dict[str, StepFunction] = {
@@ -11,9 +11,11 @@ STEPS: dict[str, StepFunction] = {
     "finetune": refining.finetune,
     "evaluate": making.evaluate_saes,
     "heads": making.heads,
-    "shard": tabling.shard,
-    "summarise": tabling.summarise,
-    "dfa": tabling.dfa,
+    "shard": summarising.shard,
+    "effects": summarising.effects,
+    "summarise": summarising.summarise,
+    "dfa": attributing.dfa,
+    "attribute": attributing.attribute,
     "reference": tabling.reference,
     "publish": tabling.publish,
 }

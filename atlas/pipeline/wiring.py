@@ -11,6 +11,7 @@ from typing import Any
 
 from atlas.configs import BuildConfig, TrainConfig
 from atlas.corpus.sources import open_source
+from atlas.corpus.stores import extension_ranges
 from atlas.lm.files import ModelFiles, tokenizer_digest
 from atlas.pipeline.members import IMPORTS, Member, part_names
 from atlas.plain import digest_of, to_plain
@@ -25,15 +26,24 @@ CODE_VERSIONS = {
     "finetune": 1,
     "evaluate": 2,
     "heads": 1,
-    "shard": 1,
-    "summarise": 2,
-    "dfa": 1,
+    "shard": 2,
+    "effects": 1,
+    "summarise": 3,
+    "dfa": 2,
+    "attribute": 1,
     "reference": 2,
-    "publish": 2,
+    "publish": 3,
 }
 """Raised when a step's code changes what it writes, so that older outputs are made anew."""
 
-QUEUES = {"tokens": "io", "imports": "io", "summarise": "cpu", "reference": "io", "publish": "io"}
+QUEUES = {
+    "tokens": "io",
+    "imports": "io",
+    "summarise": "cpu",
+    "attribute": "cpu",
+    "reference": "io",
+    "publish": "io",
+}
 """Steps not named here run the model and go to the gpu queue."""
 
 STAGE_STEPS = {"pruned": "prune", "finetuned": "finetune"}
@@ -51,9 +61,21 @@ def stages_of(config: BuildConfig) -> tuple[str, ...]:
     return ("trained", *later)
 
 
-def analysed(config: BuildConfig) -> int:
-    """Blocks to summarise: no more than the corpus may have."""
-    return min(config.analysis.blocks, config.corpus.blocks)
+def text_ranges(config: BuildConfig) -> list[range]:
+    """The blocks of each token store of the analysed text: the training's, and what comes after it.
+
+    >>> from atlas.configs import AnalysisConfig, CorpusConfig
+    >>> text_ranges(BuildConfig(corpus=CorpusConfig(blocks=100), analysis=AnalysisConfig(blocks=250)))
+    [range(0, 100), range(100, 200), range(200, 400)]
+    """
+    first = config.corpus.blocks
+    return [range(first), *extension_ranges(first, config.analysis.blocks)]
+
+
+def shard_ranges(config: BuildConfig) -> list[range]:
+    """The blocks of each shard; a shorter text cuts them off."""
+    size, blocks = config.analysis.shard_blocks, config.analysis.blocks
+    return [range(start, min(start + size, blocks)) for start in range(0, blocks, size)]
 
 
 def lasting(train: TrainConfig) -> dict[str, Any]:
@@ -119,21 +141,32 @@ class Wiring:
         corpus = asdict(config.corpus) | {"identity": open_source(config.corpus.source).identity()}
         tokenizer = tokenizer_digest(self.files)
         self.add("tokens", "tokens", (), corpus=corpus, tokenizer=tokenizer, least=self.held_out + 1)
+        texts = self._extensions(corpus, tokenizer)
         sources = self._sources()
         stages = self._stages(sources)
         last = stages[-1:] or sources
         self.add("evaluate", "evaluate", ("tokens", *sources, *stages), blocks=self.held_out)
         self.add("heads", "heads", ("tokens",), model=self.model)
         shards = self._shards(last)
-        summaries = self._summaries(tuple(dict.fromkeys((*last, *stages))), shards)
-        dfa = self._dfa(last, shards, summaries)
+        self.add("effects", "effects", ("tokens", *last), blocks=config.analysis.loss_blocks)
+        summaries = self._summaries(texts, tuple(dict.fromkeys((*last, *stages))), shards)
+        attributions = self._attributions(texts, last, shards, summaries)
         # The table of models says where the weights came from, which their digest does not cover.
-        needs = ("tokens", *last, *shards)
+        needs = (*texts, *last, *shards)
         self.add("reference", "reference", needs, model=self.model, source=self.files.source)
-        parts = ("tokens", *sources, *stages, "evaluate", "heads", *summaries, *dfa, "reference")
+        parts = ("tokens", *sources, *stages, "evaluate", "heads", *summaries, *attributions, "reference")
         plain = to_plain(config) | {"train": lasting(config.train)}
         self.add("publish", "publish", parts, release=config.release_name, config=plain)
         return tuple(self.made.values())
+
+    def _extensions(self, corpus: dict[str, Any], tokenizer: str) -> tuple[str, ...]:
+        """The steps that make the analysed text, which may go on after the text of the training."""
+        names = ["tokens"]
+        for item, blocks in enumerate(text_ranges(self.config)[1:], 1):
+            names.append(f"tokens-{item:04d}")
+            where = [blocks.start, blocks.stop]
+            self.add(names[-1], "tokens", (), item, corpus=corpus, tokenizer=tokenizer, blocks=where)
+        return tuple(names)
 
     def _sources(self) -> tuple[str, ...]:
         """The steps that SAEs come from."""
@@ -171,30 +204,59 @@ class Wiring:
         return tuple(names)
 
     def _shards(self, saes: tuple[str, ...]) -> tuple[str, ...]:
-        analysis, blocks = self.config.analysis, analysed(self.config)
         names = []
-        for item in range(-(-blocks // analysis.shard_blocks)):
+        for item, blocks in enumerate(shard_ranges(self.config)):
             name = f"shard-{item:04d}"
-            start = item * analysis.shard_blocks
-            stop = min(start + analysis.shard_blocks, blocks)
-            self.add(name, "shard", ("tokens", *saes), item, blocks=[start, stop])
+            needs = (*self._texts_before(blocks.stop), *saes)
+            self.add(name, "shard", needs, item, blocks=[blocks.start, blocks.stop])
             names.append(name)
         return tuple(names)
 
-    def _summaries(self, saes: tuple[str, ...], shards: tuple[str, ...]) -> tuple[str, ...]:
-        names = []
-        for item, sae in enumerate(self.saes):
-            name = f"summarise-{sae.name.split('/', 1)[-1]}"
-            name = f"summarise-{sae.name}" if name in self.made else name
-            needs = ("tokens", *saes, *shards)
-            self.add(name, "summarise", needs, item, sae=sae.name, seed=self.config.analysis.seed)
-            names.append(name)
-        return tuple(names)
+    def _texts_before(self, block: int) -> tuple[str, ...]:
+        """The token stores that hold the text before a block, so that later ones do not touch its steps."""
+        ranges = text_ranges(self.config)
+        return tuple(
+            f"tokens-{item:04d}" if item else "tokens"
+            for item, blocks in enumerate(ranges)
+            if blocks.start < block
+        )
 
-    def _dfa(
-        self, saes: tuple[str, ...], shards: tuple[str, ...], summaries: tuple[str, ...]
+    def _summaries(
+        self, texts: tuple[str, ...], saes: tuple[str, ...], shards: tuple[str, ...]
     ) -> tuple[str, ...]:
-        if not any(sae.site.kind == "z" and sae.site.head is None for sae in self.saes):
+        analysis, names = self.config.analysis, []
+        settings = {"seed": analysis.seed, "coactivation_blocks": analysis.coactivation_blocks}
+        for item, sae in enumerate(self.saes):
+            name = self._name_of("summarise", sae.name)
+            needs = (*texts, *saes, *shards, "effects")
+            self.add(name, "summarise", needs, item, sae=sae.name, **settings)
+            names.append(name)
+        return tuple(names)
+
+    def _attributions(
+        self,
+        texts: tuple[str, ...],
+        saes: tuple[str, ...],
+        shards: tuple[str, ...],
+        summaries: tuple[str, ...],
+    ) -> tuple[str, ...]:
+        """A second look at the kept examples of SAEs that read heads: parts of the text, then each SAE."""
+        reading = [item for item, sae in enumerate(self.saes) if sae.site.kind in ("z", "attn_out")]
+        if not reading:
             return ()
-        self.add("dfa", "dfa", ("tokens", *saes, *shards, *summaries))
-        return ("dfa",)
+        kept = tuple(summaries[item] for item in reading)
+        parts, names = [], []
+        for item, blocks in enumerate(shard_ranges(self.config)):
+            parts.append(f"dfa-{item:04d}")
+            needs = (*self._texts_before(blocks.stop), *saes, *kept)
+            self.add(parts[-1], "dfa", needs, item, blocks=[blocks.start, blocks.stop])
+        for item in reading:
+            names.append(self._name_of("attribute", self.saes[item].name))
+            needs = (*texts, *saes, *shards, *parts)
+            self.add(names[-1], "attribute", needs, item, sae=self.saes[item].name)
+        return tuple(names)
+
+    def _name_of(self, kind: str, sae: str) -> str:
+        """A step's name: with the short name of its SAE, unless another step has it."""
+        name = f"{kind}-{sae.split('/', 1)[-1]}"
+        return f"{kind}-{sae}" if name in self.made else name

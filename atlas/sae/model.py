@@ -165,7 +165,10 @@ class SAE:
 
     def active(self, x: Float[Tensor, "n d_in"]) -> Active:
         """The features that fire, as (row, feature, value) triples."""
-        pre = self.preactivations(x)
+        return self.firing(x, self.preactivations(x))
+
+    def firing(self, x: Float[Tensor, "n d_in"], pre: Float[Tensor, "n d_sae"]) -> Active:
+        """The features that fire, given the pre-activations of x."""
         if self.activation == "topk":
             values, index = top_k(pre, min(self.info.k or self.d_sae, self.d_sae))
             row, slot = (values > 0).nonzero(as_tuple=True)

@@ -1,6 +1,7 @@
 """Tables as Parquet files: checked against their declaration, sorted, written whole or not at all."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -88,49 +89,65 @@ class KeyOrder:
         )
 
 
-def _batches(data: Batches) -> Iterator[pa.Table | pa.RecordBatch]:
-    if isinstance(data, pa.Table):
-        yield data
-    else:
-        yield from data
+class TableWriter:
+    """Takes batches of rows sorted by the table's key, and cuts them into row groups of the declared size."""
+
+    def __init__(self, declared: Table, writer: pq.ParquetWriter) -> None:
+        self.rows = 0
+        self._declared, self._writer = declared, writer
+        self._order = KeyOrder(declared)
+        self._held: list[pa.Table] = []
+        self._n_held = 0
+
+    def write(self, batch: pa.Table | pa.RecordBatch) -> None:
+        """Add rows that come after those already written."""
+        checked = conform(batch, self._declared)
+        self._order.check(checked)
+        self._held.append(checked)
+        self._n_held += checked.num_rows
+        self.rows += checked.num_rows
+        if self._n_held >= self._declared.row_group:
+            self._flush(self._declared.row_group)
+
+    def flush(self) -> None:
+        """Write what is still held."""
+        self._flush(1)
+
+    def _flush(self, unit: int) -> None:
+        """Write what is held in row groups, but keep back a remainder below ``unit`` rows."""
+        if not self._n_held:
+            return
+        joined, size = pa.concat_tables(self._held), self._declared.row_group
+        whole = self._n_held - self._n_held % unit
+        for start in range(0, whole, size):
+            group = joined.slice(start, min(size, whole - start))
+            self._writer.write_table(group.combine_chunks(), row_group_size=size)
+        self._held, self._n_held = [joined.slice(whole)], self._n_held - whole
 
 
-def _row_groups(data: Batches, declared: Table) -> Iterator[pa.Table]:
-    """Checked rows, recut so that every group but the last has exactly the declared size."""
-    order = KeyOrder(declared)
-    held: list[pa.Table] = []
-    rows = 0
-    for batch in _batches(data):
-        checked = conform(batch, declared)
-        order.check(checked)
-        held.append(checked)
-        rows += checked.num_rows
-        if rows >= declared.row_group:
-            joined = pa.concat_tables(held)
-            whole = rows - rows % declared.row_group
-            for start in range(0, whole, declared.row_group):
-                yield joined.slice(start, declared.row_group)
-            held, rows = [joined.slice(whole)], rows - whole
-    if rows:
-        yield pa.concat_tables(held)
-
-
-def write_table(path: Path, name: str, data: Batches) -> int:
-    """Write table ``name`` to ``path`` (Parquet, zstd, declared row groups); return the number of rows.
+@contextmanager
+def open_table(path: Path, name: str) -> Iterator[TableWriter]:
+    """Write table ``name`` to ``path`` (Parquet, zstd) batch by batch, or not at all.
 
     Rows must come sorted by the table's key and unique in it, across all batches. Raises StoreError for
     anything else, and for a disk that refuses; then no file is left and an old one stays as it was.
     """
     declared = table(name)
-    rows = 0
     with (
         atomic_file(Path(path)) as work,
         pq.ParquetWriter(work, declared.schema, compression="zstd") as writer,
     ):
-        for group in _row_groups(data, declared):
-            writer.write_table(group.combine_chunks(), row_group_size=declared.row_group)
-            rows += group.num_rows
-    return rows
+        rows = TableWriter(declared, writer)
+        yield rows
+        rows.flush()
+
+
+def write_table(path: Path, name: str, data: Batches) -> int:
+    """Write table ``name`` to ``path`` as ``open_table`` does; return the number of rows."""
+    with open_table(path, name) as writer:
+        for batch in [data] if isinstance(data, pa.Table) else data:
+            writer.write(batch)
+    return writer.rows
 
 
 def check_schema(path: Path, declared: Table) -> None:

@@ -1,0 +1,166 @@
+"""The DFA of kept examples on its way into a table: taken down in any order, stored by feature.
+
+A part of the text writes one folder per SAE. ``StoredRows`` puts the parts together again, a range of
+features at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from jaxtyping import Float
+from torch import Tensor
+
+from atlas.analysis.acts import UNREADABLE, Ints
+from atlas.analysis.examples import GROUPS
+from atlas.errors import StoreError
+from atlas.tables import SOURCES
+
+FULL_WEIGHT = 2047
+"""A source's contribution is stored in this many steps of the example's largest: 12 bits with the sign."""
+_ROW = np.dtype(
+    [
+        ("feature", "i4"), ("code", "i1"), ("rank", "i2"), ("block", "i4"), ("bias", "f4"), ("pre", "f4"),
+        ("top_head", "i2"), ("top_source", "i2"), ("matched", "i2"), ("unit", "f4"), ("n_sources", "i2"),
+    ]
+)  # fmt: skip
+_SOURCE = np.dtype([("head", "i2"), ("source", "i2"), ("weight", "i2")])
+_FILES = ("rows", "by_head", "sources")
+
+
+class Rows(NamedTuple):
+    """DFA of examples, sorted by feature, group and rank; ``sources`` belong to them one after the other."""
+
+    rows: npt.NDArray
+    by_head: npt.NDArray[np.float32]
+    sources: npt.NDArray
+
+    def sorted(self) -> "Rows":
+        """In the order of the table's key."""
+        order = np.lexsort((self.rows["rank"], self.rows["code"], self.rows["feature"]))
+        counts = self.rows["n_sources"].astype(np.int64)
+        starts = counts.cumsum() - counts
+        moved = counts[order]
+        within = np.arange(moved.sum()) - np.repeat(moved.cumsum() - moved, moved)
+        sources = self.sources[np.repeat(starts[order], moved) + within]
+        return Rows(self.rows[order], self.by_head[order], sources)
+
+
+class Split(NamedTuple):
+    """Pre-activations of examples: each head's part, what is added to them, and the sum as x gives it."""
+
+    by_head: Float[Tensor, "n heads"]
+    bias_term: Float[Tensor, " n"]
+    pre_activation: Float[Tensor, " n"]
+
+
+class Sources(NamedTuple):
+    """The largest contributions of examples [n, kept], largest first, and how many of them count."""
+
+    head: Ints
+    source: Ints
+    value: npt.NDArray[np.float32]
+    count: Ints
+
+
+class DFARows:
+    """Takes down the DFA of examples."""
+
+    def __init__(self, n_heads: int) -> None:
+        self.parts: list[Rows] = [
+            Rows(np.empty(0, _ROW), np.empty((0, n_heads), np.float32), np.empty(0, _SOURCE))
+        ]
+
+    def add(
+        self,
+        kept: Any,
+        split: Split,
+        strongest: tuple[Ints, Ints, Ints],
+        largest: Sources,
+    ) -> None:
+        """Add examples: how they split, head, source and prefix of the strongest source, and the largest."""
+        head, source, value, count = largest
+        rows = np.empty(len(count), _ROW)
+        rows["feature"], rows["code"], rows["rank"] = kept.feature, kept.code, kept.rank
+        rows["block"] = kept.block
+        rows["bias"] = split.bias_term.cpu().numpy()
+        rows["pre"] = split.pre_activation.cpu().numpy()
+        rows["top_head"], rows["top_source"], rows["matched"] = strongest
+        rows["unit"] = np.abs(value[:, 0]) / np.float32(FULL_WEIGHT)
+        rows["n_sources"] = count
+        used = np.arange(head.shape[1]) < count[:, None]
+        sources = np.empty(int(used.sum()), _SOURCE)
+        unit = np.where(rows["unit"] > 0, rows["unit"], 1)[:, None]
+        for name, part in (("head", head), ("source", source), ("weight", np.rint(value / unit))):
+            sources[name] = part[used]
+        self.parts.append(Rows(rows, split.by_head.cpu().numpy(), sources))
+
+    def save(self, folder: Path) -> None:
+        """Write into a new folder, sorted by feature."""
+        folder.mkdir()
+        joined = Rows(*(np.concatenate(parts) for parts in zip(*self.parts, strict=True))).sorted()
+        for name, array in zip(_FILES, joined, strict=True):
+            np.save(folder / f"{name}.npy", array)
+
+
+class StoredRows:
+    """One SAE's DFA in any number of parts on disk, read a range of features at a time.
+
+    Raises:
+        StoreError: a file is missing or damaged.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.parts = [_open(folder) for folder in folders]
+        self.offsets = [
+            np.concatenate([[0], part.rows["n_sources"].cumsum(dtype=np.int64)]) for part in self.parts
+        ]
+
+    def read(self, features: range) -> Rows:
+        """The rows of some features, in the order of the table's key."""
+        return Rows(
+            *(np.concatenate(parts) for parts in zip(*self._parts_of(features), strict=True))
+        ).sorted()
+
+    def _parts_of(self, features: range) -> Iterator[Rows]:
+        for part, offset in zip(self.parts, self.offsets, strict=True):
+            low, high = np.searchsorted(part.rows["feature"], [features.start, features.stop])
+            yield Rows(part.rows[low:high], part.by_head[low:high], part.sources[offset[low] : offset[high]])
+
+
+def _open(folder: Path) -> Rows:
+    try:
+        found = Rows(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES))
+        if found.rows.dtype != _ROW or found.sources.dtype != _SOURCE:
+            raise ValueError("columns of another version")
+        if len(found.rows) != len(found.by_head) or found.rows["n_sources"].sum() != len(found.sources):
+            raise ValueError("rows and sources do not belong together")
+    except UNREADABLE as error:
+        raise StoreError(f"attributions in {str(folder)!r} cannot be read: {error}") from None
+    return found
+
+
+def columns_of(found: Rows) -> dict[str, Any]:
+    """The columns of the ``dfa`` table."""
+    rows, n_heads = found.rows, found.by_head.shape[1]
+    none = rows["top_source"] < 0
+    heads = pa.array(np.arange(0, found.by_head.size + 1, n_heads, dtype=np.int32))
+    edges = pa.array(np.concatenate([[0], rows["n_sources"].cumsum(dtype=np.int64)]).astype(np.int32))
+    fields = [SOURCES.value_type.field(i) for i in range(3)]
+    sources = [pa.array(np.ascontiguousarray(found.sources[field.name])) for field in fields]
+    return {
+        "feature": rows["feature"].astype(np.int64),
+        "example_group": GROUPS[rows["code"]],
+        "rank": rows["rank"],
+        "by_head": pa.ListArray.from_arrays(heads, pa.array(found.by_head.ravel())),
+        "bias_term": rows["bias"],
+        "pre_activation": rows["pre"],
+        "top_head": pa.array(rows["top_head"], mask=none),
+        "top_source": pa.array(rows["top_source"], mask=none),
+        "matched_prefix": rows["matched"],
+        "unit": rows["unit"],
+        "sources": pa.ListArray.from_arrays(edges, pa.StructArray.from_arrays(sources, fields=fields)),
+    }

@@ -1,0 +1,185 @@
+"""Where does a feature's evidence lie? Sums of positive DFA over its top examples, by head and by distance.
+
+Only positive contributions, max(dfa, 0), of the dense head x source matrix count; their sums over a feature's
+top examples are added up, so that parts of the text can be merged. A share is a sum over the sources in
+question divided by the sum over all sources.
+
+With p the example's position, s the source and t the tokens of the block:
+
+    bos s = 0            same_token   0 < s < p and t[s] = t[p]
+    current s = p        after_match  1 < s < p and t[s - 1] = t[p]
+    previous s = p - 1 > 0   local 1 <= p - s <= 8 and s > 0   long_range p - s > 32 and s > 0
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from atlas.analysis.acts import UNREADABLE, Ints
+from atlas.errors import StoreError
+from atlas.tables import DFA_SHARES
+
+LOCAL, LONG_RANGE = 8, 32
+DISTANCES = np.array([0, 1, 2, 3, 5, 9, 17, 33, 65, 129])
+"""Smallest distance of each bin; BOS has a bin of its own before them."""
+_LOWS = np.concatenate([[-1], DISTANCES])
+_HIGHS = np.concatenate([[-1], DISTANCES[1:] - 1, [np.iinfo(np.int16).max]])
+_SOURCES = (*DFA_SHARES, "local", "long_range", "not_bos", "all")
+Columns = dict[str, Any]
+
+
+def matched_prefix(tokens: Ints, position: Ints, source: Ints) -> Ints:
+    """How many tokens before each source repeat those up to each position? (rows B11 to B15)
+
+    The n >= 1 tokens t[s - n .. s - 1] = t[p - n + 1 .. p]; 0 where the token before the source is not the
+    position's, where the source is the position itself, or there is none (-1). BOS is never part of a match.
+
+    >>> tokens = np.array([0, 7, 8, 9, 5, 7, 8])
+    >>> matched_prefix(tokens, np.array([6, 6, 5]), np.array([3, 2, 2])).tolist()
+    [2, 0, 1]
+    """
+    matched = np.zeros(len(position), np.int64)
+    going = (source >= 2) & (source < position)
+    for back in range(len(tokens)):
+        at = source - 1 - back
+        going &= at >= 1
+        going &= tokens[np.maximum(at, 0)] == tokens[np.maximum(position - back, 0)]
+        if not going.any():
+            break
+        matched += going
+    return matched
+
+
+def source_masks(tokens: Ints, position: Ints) -> Bool[Tensor, "kinds n key"]:
+    """Which sources of each example are of which kind (``_SOURCES``)."""
+    s, p = np.arange(len(tokens)), position[:, None]
+    back, here = p - s, tokens[position][:, None]
+    earlier = (s > 0) & (back > 0)
+    before = np.concatenate([[-1], tokens[:-1]])
+    kinds = {
+        "bos": (s == 0) & (p >= 0),
+        "current": back == 0,
+        "previous": (back == 1) & (s > 0),
+        "same_token": earlier & (tokens == here),
+        "after_match": earlier & (s > 1) & (before == here),
+        "local": (back >= 1) & (back <= LOCAL) & (s > 0),
+        "long_range": (back > LONG_RANGE) & (s > 0),
+        "not_bos": (s > 0) & (p >= 0),
+        "all": (s >= 0) & (p >= 0),
+    }
+    return torch.from_numpy(np.stack([kinds[name] for name in _SOURCES]))
+
+
+class DFASums:
+    """Sums over the top examples of every feature of an SAE; a mergeable summary."""
+
+    def __init__(self, d_sae: int, n_heads: int) -> None:
+        self.n = np.zeros(d_sae, np.int64)
+        self.n_matched, self.prefix = np.zeros(d_sae, np.int64), np.zeros(d_sae, np.int64)
+        self.share = np.zeros((d_sae, n_heads))
+        self.n_share = np.zeros(d_sae, np.int64)
+        self.by_head = np.zeros((d_sae, n_heads, len(_SOURCES)))
+        self.distance = np.zeros((d_sae, n_heads))
+        self.bins = np.zeros((d_sae, 2, len(_LOWS)))
+
+    def update(
+        self, feature: Ints, position: Ints, tokens: Ints, dense: Float[Tensor, "n heads key"], matched: Ints
+    ) -> None:
+        """Add top examples of one block with their dense DFA and matched prefixes."""
+        np.add.at(self.n, feature, 1)
+        np.add.at(self.n_matched, feature, matched > 0)
+        np.add.at(self.prefix, feature, matched)
+        parts = dense.sum(2).double().cpu().numpy()
+        p = parts.sum(1)
+        usable = p != 0
+        np.add.at(self.share, feature[usable], parts[usable] / p[usable, None])
+        np.add.at(self.n_share, feature[usable], 1)
+        back = np.maximum(position[:, None] - np.arange(len(tokens)), 0)
+        weights = source_masks(tokens, position).to(dense.device, torch.float32)
+        far = weights[_SOURCES.index("not_bos")] * torch.from_numpy(back).to(weights)
+        positive = dense.clamp_min(0)
+        sums = positive @ torch.cat([weights, far[None]]).permute(1, 2, 0)
+        self._add_heads(feature, sums.double().cpu().numpy())
+        totals = torch.stack([positive.sum(1), (positive - dense).sum(1)], 1)
+        bins = np.searchsorted(DISTANCES, back, side="right")
+        bins[:, 0] = 0
+        one_hot = torch.nn.functional.one_hot(torch.from_numpy(bins).to(dense.device), len(_LOWS))
+        np.add.at(self.bins, feature, (totals @ one_hot.to(totals)).double().cpu().numpy())
+
+    def _add_heads(self, feature: Ints, sums: npt.NDArray[np.float64]) -> None:
+        np.add.at(self.by_head, feature, sums[..., :-1])
+        np.add.at(self.distance, feature, sums[..., -1])
+
+    def merge(self, other: "DFASums") -> "DFASums":
+        """The sums of both parts together."""
+        merged = DFASums(*self.share.shape)
+        for name, value in vars(self).items():
+            setattr(merged, name, value + getattr(other, name))
+        return merged
+
+    def dfa_share(self) -> npt.NDArray[np.float64]:
+        """Mean over a feature's top examples of d_h / p, [d_sae, heads]; NaN where it has none."""
+        return _ratio(self.share, self.n_share[:, None])
+
+    def head_columns(self) -> Columns:
+        """The ``dfa_*`` columns of ``head_attribution``, by feature and head."""
+        total = self.by_head[..., _SOURCES.index("all")]
+        found = {
+            f"dfa_{name}": _ratio(self.by_head[..., _SOURCES.index(name)], total).ravel()
+            for name in DFA_SHARES
+        }
+        found["dfa_distance"] = _ratio(self.distance, self.by_head[..., _SOURCES.index("not_bos")]).ravel()
+        return found
+
+    def summary(self) -> Columns:
+        """The rows of ``dfa_summary``: features with a top example."""
+        has = np.flatnonzero(self.n)
+        sums = dict(zip(_SOURCES, self.by_head[has].sum(1).T, strict=True))
+        shares = {name: _ratio(sums[name], sums["all"]) for name in (*DFA_SHARES, "local", "long_range")}
+        return {
+            "feature": has,
+            "n": self.n[has],
+            **shares,
+            "distance": _ratio(self.distance[has].sum(1), sums["not_bos"]),
+            "matched": self.n_matched[has] / self.n[has],
+            "matched_prefix": _ratio(self.prefix[has], self.n_matched[has]),
+        }
+
+    def distances(self) -> Columns:
+        """The rows of ``dfa_distances``: bins that any contribution falls into."""
+        total = self.bins[:, 0].sum(1)
+        feature, which = np.nonzero((self.bins.sum(1) > 0) & (total > 0)[:, None])
+        positive, negative = self.bins[feature, :, which].T
+        return {
+            "feature": feature,
+            "low": _LOWS[which],
+            "high": _HIGHS[which],
+            "share": positive / total[feature],
+            "negative": negative / total[feature],
+        }
+
+    def save(self, path: Path) -> None:
+        """Write to an uncompressed .npz file."""
+        np.savez(path, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "DFASums":
+        """Read what ``save`` wrote; StoreError if it is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = cls(*file["share"].shape)
+                for name in vars(found):
+                    setattr(found, name, file[name])
+        except (*UNREADABLE, TypeError) as error:
+            raise StoreError(f"sums of attributions in {str(path)!r} cannot be read: {error}") from None
+        return found
+
+
+def _ratio(part: npt.NDArray, whole: npt.NDArray) -> npt.NDArray[np.float64]:
+    part = part.astype(np.float64)
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

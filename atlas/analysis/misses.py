@@ -1,0 +1,86 @@
+"""Near misses: where does a feature almost fire?
+
+Of the tokens on which a feature does not fire, those with the largest pre-activation: at most one per block,
+ties to the smaller (block, position). A TopK feature misses where others are stronger, a ReLU feature where
+its pre-activation stays just below zero, a gated one where its gate is shut (its magnitude path counts).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from atlas.analysis.acts import UNREADABLE, rank_in_runs
+from atlas.analysis.examples import N_NEGATIVE, Misses
+from atlas.errors import StoreError
+
+
+class NearMisses:
+    """The ``n`` nearest misses of every feature of an SAE; a mergeable summary.
+
+    >>> pre = torch.tensor([[[-1.0], [-0.5]], [[-2.0], [float("-inf")]]])
+    >>> found = NearMisses(d_sae=1, context=3)
+    >>> found.update(pre, first_block=0)
+    >>> found.finish(range(1)).token.tolist(), found.finish(range(1)).pre_activation.tolist()
+    ([2, 4], [-0.5, -2.0])
+    """
+
+    def __init__(self, d_sae: int, context: int, n: int = N_NEGATIVE) -> None:
+        self.context, self.n = context, n
+        self.pre = np.full((d_sae, n), -np.inf, np.float32)
+        self.token = np.full((d_sae, n), -1, np.int64)
+
+    def update(self, pre: Float[Tensor, "blocks positions d_sae"], first_block: int) -> None:
+        """Add consecutive blocks without their position 0; -inf where a feature fires."""
+        best = pre.amax(1)
+        least = torch.from_numpy(self.pre[:, -1]).to(best.device)
+        block, feature = (best > least).nonzero(as_tuple=True)
+        if not len(block):
+            return
+        position = pre[block, :, feature].argmax(1) + 1
+        token = (block + first_block) * self.context + position
+        self._add(feature.cpu().numpy(), token.cpu().numpy(), best[block, feature].cpu().numpy())
+
+    def merge(self, other: "NearMisses") -> "NearMisses":
+        """The near misses of both texts together; their blocks are different ones."""
+        merged = NearMisses(len(self.pre), self.context, self.n)
+        for part in (self, other):
+            feature, slot = np.nonzero(part.token >= 0)
+            merged._add(feature, part.token[feature, slot], part.pre[feature, slot])
+        return merged
+
+    def _add(self, feature: np.ndarray, token: np.ndarray, pre: np.ndarray) -> None:
+        touched = np.unique(feature)
+        held, slot = np.nonzero(self.token[touched] >= 0)
+        feature = np.concatenate([touched[held], feature])
+        token = np.concatenate([self.token[touched][held, slot], token])
+        pre = np.concatenate([self.pre[touched][held, slot], pre])
+        order = np.lexsort((token, -pre, feature))
+        order = order[rank_in_runs(feature[order]) < self.n]
+        feature, rank = feature[order], rank_in_runs(feature[order])
+        self.token[touched], self.pre[touched] = -1, -np.inf
+        self.token[feature, rank], self.pre[feature, rank] = token[order], pre[order]
+
+    def finish(self, features: range) -> Misses:
+        """The near misses of a range of features, numbered from its first."""
+        token, pre = (a[features.start : features.stop] for a in (self.token, self.pre))
+        feature, slot = np.nonzero(token >= 0)
+        return Misses(feature, token[feature, slot], pre[feature, slot])
+
+    def save(self, path: Path) -> None:
+        """Write to an uncompressed .npz file."""
+        np.savez(path, context=self.context, pre=self.pre, token=self.token)
+
+    @classmethod
+    def load(cls, path: Path) -> "NearMisses":
+        """Read what ``save`` wrote; StoreError if it is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                pre, token = file["pre"], file["token"]
+                found = cls(len(pre), int(file["context"]), pre.shape[1])
+        except (*UNREADABLE, IndexError) as error:
+            raise StoreError(f"near misses in {str(path)!r} cannot be read: {error}") from None
+        found.pre, found.token = pre, token
+        return found

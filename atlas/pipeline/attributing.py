@@ -1,0 +1,118 @@
+"""Steps that look again at the kept examples: DFA of a part of the text, and each SAE's tables of it."""
+
+from contextlib import ExitStack
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from atlas.analysis.dfa import DFAPass, Kept, reads_heads
+from atlas.analysis.dfa_rows import StoredRows, columns_of
+from atlas.analysis.dfa_sums import DFASums
+from atlas.analysis.dfa_tokens import source_tokens
+from atlas.analysis.examples import GROUPS, NEGATIVE, TOP
+from atlas.analysis.logits import logit_share
+from atlas.analysis.shard import has_heads, load_moments, load_shares
+from atlas.analysis.text import Text
+from atlas.analysis.variance import fve
+from atlas.analysis.weights import attribution_directions, decoder_share
+from atlas.pipeline.execute import Context
+from atlas.pipeline.inputs import (
+    as_table,
+    in_order,
+    the_analysed_text,
+    the_model,
+    the_sae,
+    the_saes,
+    write_columns,
+)
+from atlas.sae.model import SAE
+from atlas.store.parquet import open_table
+
+FEATURES_AT_ONCE = 2048
+
+
+def dfa(context: Context) -> None:
+    """DFA of the kept examples in one shard of the text, of every SAE that reads heads."""
+    model, store = the_model(context), the_analysed_text(context)
+    blocks = context.plan.shard_blocks(context.step.item)
+    found = [(item, sae) for item, sae in enumerate(the_saes(context, model)) if reads_heads(sae)]
+    summaries = context.plan.of_kind("summarise")
+    kept = [_kept(context.input(summaries[item].name) / "examples.parquet", blocks) for item, _ in found]
+    work = DFAPass(model, [sae for _, sae in found], kept)
+    work.run(store, context.progress)
+    for (item, _), rows, sums in zip(found, work.rows, work.sums, strict=True):
+        rows.save(context.out / f"rows-{item:05d}")
+        sums.save(context.out / f"sums-{item:05d}.npz")
+
+
+def _kept(path: Path, blocks: range) -> Kept:
+    """The kept examples in some blocks on which a feature fires, read a row group at a time."""
+    parts = []
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["feature", "example_group", "rank", "block", "position"]):
+            inside = pc.and_(
+                pc.greater_equal(batch["block"], blocks.start), pc.less(batch["block"], blocks.stop)
+            )
+            rows = batch.filter(inside)
+            code = np.searchsorted(GROUPS, rows["example_group"].to_numpy(zero_copy_only=False).astype(str))
+            columns = (rows[c].to_numpy().astype(np.int64) for c in ("feature", "rank", "block", "position"))
+            feature, rank, block, position = columns
+            part = Kept(feature, code, rank, block, position, code == TOP)
+            parts.append(part.at(code != NEGATIVE))
+    empty = np.empty(0, np.int64)
+    nothing = Kept(empty, empty, empty, empty, empty, empty.astype(bool))
+    return Kept(*(np.concatenate(columns) for columns in zip(nothing, *parts, strict=True)))
+
+
+def attribute(context: Context) -> None:
+    """The tables of one SAE that say which heads, looking where, make its features fire."""
+    item, model = context.step.item, the_model(context)
+    sae, parts = the_sae(context, item).to(model.device), context.inputs("dfa")
+    name = {"sae": sae.info.name}
+    sums = reduce(DFASums.merge, (DFASums.load(part / f"sums-{item:05d}.npz") for part in parts))
+    write_columns(context.out, "dfa_summary", name | sums.summary())
+    write_columns(context.out, "dfa_distances", name | sums.distances())
+    if has_heads(sae):
+        write_columns(context.out, "head_attribution", name | _head_columns(context, sae, sums))
+    stored = StoredRows([part / f"rows-{item:05d}" for part in parts])
+    store = the_analysed_text(context)
+    text = Text(store, len(store), store.meta.context, model.shape.d_vocab)
+
+    def work(features: range) -> tuple[dict[str, Any], dict[str, Any]]:
+        rows = stored.read(features)
+        return columns_of(rows), source_tokens(rows, text)
+
+    ranges = [
+        range(start, min(start + FEATURES_AT_ONCE, sae.d_sae))
+        for start in range(0, sae.d_sae, FEATURES_AT_ONCE)
+    ]
+    with ExitStack() as stack:
+        tables = {
+            t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in ("dfa", "dfa_tokens")
+        }
+        for features, found in in_order(work, ranges):
+            for table, columns in zip(tables, found, strict=True):
+                tables[table].write(as_table(table, name | columns))
+            context.progress.update(features.stop, sae.d_sae, "features")
+
+
+def _head_columns(context: Context, sae: SAE, sums: DFASums) -> dict[str, Any]:
+    model, shards = the_model(context), context.inputs("shard")
+    n_heads, item = model.shape.n_heads, context.step.item
+    covariance = load_moments(shards, sae.info.site, sae.info.normalize_activations).covariance()
+    W = attribution_directions(sae).cpu().numpy()
+    shares = load_shares(shards, item, sae, n_heads)
+    return {
+        "feature": np.repeat(np.arange(sae.d_sae), n_heads),
+        "head": np.tile(np.arange(n_heads), sae.d_sae),
+        "decoder_share": decoder_share(sae.decoder_directions, n_heads).cpu().numpy().ravel(),
+        "fve": fve(W, covariance, n_heads).ravel(),
+        "fve_active": shares.finish().ravel(),
+        "dfa_share": sums.dfa_share().ravel(),
+        "logit_share": logit_share(model, sae).ravel(),
+        **sums.head_columns(),
+    }

@@ -1,0 +1,152 @@
+"""Steps that read the whole text: shards of the corpus pass, loss effects, and the tables of one SAE."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from atlas.analysis import corpus
+from atlas.analysis.acts import UNREADABLE, FeatureActs
+from atlas.analysis.coactivation import coactivation
+from atlas.analysis.effects import LossEffects
+from atlas.analysis.examples import examples
+from atlas.analysis.logits import logit_effects
+from atlas.analysis.neighbours import neighbours
+from atlas.analysis.qk import position_products, qk_partners, qk_products
+from atlas.analysis.shard import ShardPass, has_heads, load_misses, stored_acts
+from atlas.analysis.text import Text
+from atlas.analysis.weights import decoder_share, weight_statistics
+from atlas.errors import StoreError
+from atlas.pipeline.execute import Context
+from atlas.pipeline.inputs import (
+    analysed_blocks,
+    as_table,
+    in_order,
+    joined,
+    the_analysed_text,
+    the_model,
+    the_saes,
+    write_columns,
+)
+from atlas.pipeline.refining import pruned_of
+from atlas.sae.model import SAE
+from atlas.store.parquet import open_table
+
+_CORPUS_TABLES = ("features", "activation_histogram", "positions", "token_stats", "examples")
+
+
+def shard(context: Context) -> None:
+    """One shard of the corpus pass."""
+    model, store = the_model(context), the_analysed_text(context)
+    asked = context.plan.shard_blocks(context.step.item)
+    blocks = range(min(asked.start, len(store)), min(asked.stop, len(store)))
+    work = ShardPass(model, the_saes(context, model), store)
+    work.run(blocks, context.progress)
+    work.save(context.out)
+
+
+def effects(context: Context) -> None:
+    """What ablating each feature would do to the loss, on a sample of the text."""
+    model, store = the_model(context), the_analysed_text(context)
+    saes = the_saes(context, model)
+    work = LossEffects(model, saes, store)
+    work.run(range(min(context.plan.config.analysis.loss_blocks, len(store))), context.progress)
+    for number, found in enumerate(work.finish()):
+        np.savez(context.out / f"{number:05d}.npz", **found)
+
+
+def summarise(context: Context) -> None:
+    """All tables of one SAE that come from its activations and its weights."""
+    item, model = context.step.item, the_model(context)
+    saes = the_saes(context, model)
+    sae, name = saes[item], {"sae": saes[item].info.name}
+    context.progress.update(0, 1, "weights")
+    found = logit_effects(model, sae)
+    for table, columns in found.tables.items():
+        write_columns(context.out, table, name | columns)
+    write_columns(context.out, "neighbours", name | neighbours(model, saes, item))
+    _write_qk(context, saes, item)
+    _write_coactivation(context, item, name)
+    of_features = _weight_columns(context, sae, item, model.shape.n_heads)
+    of_features |= found.moments
+    _write_corpus_tables(context, item, name, of_features)
+
+
+def _write_corpus_tables(
+    context: Context, item: int, name: dict[str, str], of_features: Mapping[str, Any]
+) -> None:
+    """The tables that read activations, written a range of features at a time."""
+    shards = context.inputs("shard")
+    acts, misses = stored_acts(shards, item), load_misses(shards, item)
+    store = the_analysed_text(context)
+    text = Text(store, analysed_blocks(context, store), store.meta.context, context.plan.shape.d_vocab)
+    seed = context.plan.config.analysis.seed
+
+    def work(features: range) -> dict[str, corpus.Columns]:
+        part = acts.read(features)
+        mine = {column: values[features.start : features.stop] for column, values in of_features.items()}
+        return {
+            "features": mine | feature_columns(part, text),
+            "activation_histogram": corpus.activation_histogram(part),
+            "positions": corpus.positions(part),
+            "token_stats": corpus.token_stats(part, text),
+            "examples": examples(part, misses.finish(features), seed),
+        }
+
+    with ExitStack() as stack:
+        tables = {t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in _CORPUS_TABLES}
+        for features, found in in_order(work, acts.ranges()):
+            for table, columns in found.items():
+                columns["feature"] = columns["feature"] + features.start
+                tables[table].write(as_table(table, name | columns))
+            context.progress.update(features.stop, acts.d_sae, "features")
+
+
+def feature_columns(acts: FeatureActs, text: Text) -> dict[str, Any]:
+    """What the activations alone say about features."""
+    traits = corpus.position_traits(acts) | corpus.token_traits(acts, text)
+    return corpus.feature_statistics(acts, text) | traits
+
+
+def _weight_columns(context: Context, sae: SAE, item: int, n_heads: int) -> dict[str, np.ndarray]:
+    """What the weights and the sampled gradients say about features."""
+    pruned = np.broadcast_to(pruned_of(context, item), sae.d_sae)
+    top_head = np.full(sae.d_sae, np.nan)
+    if has_heads(sae):
+        top_head = decoder_share(sae.decoder_directions, n_heads).argmax(1).cpu().numpy()
+    path = context.input("effects") / f"{item:05d}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            loss = {name: file[name] for name in ("loss_effect", "n_loss")}
+    except UNREADABLE as error:
+        raise StoreError(f"loss effects in {str(path)!r} cannot be read: {error}") from None
+    return weight_statistics(sae) | {"pruned": pruned, "top_head": top_head} | loss
+
+
+def _write_coactivation(context: Context, item: int, name: dict[str, str]) -> None:
+    analysis, store = context.plan.config.analysis, the_analysed_text(context)
+    blocks = min(analysis.coactivation_blocks, analysed_blocks(context, store))
+    first = context.inputs("shard")[: -(-blocks // analysis.shard_blocks)]
+    stored = stored_acts(first, item)
+    acts = stored.read(range(stored.d_sae), before=blocks * stored.context)
+    write_columns(context.out, "coactivation", name | coactivation(acts, blocks * (stored.context - 1)))
+
+
+def _write_qk(context: Context, saes: Sequence[SAE], item: int) -> None:
+    """Products with the features of the same head's other side, and with the positions."""
+    sae, model = saes[item], the_model(context)
+    if sae.info.site.kind not in ("q", "k"):
+        return
+    name = {"sae": sae.info.name}
+    other_side = replace(sae.info.site, kind="k" if sae.info.site.kind == "q" else "q")
+    others = [other for other in saes if other.info.site == other_side]
+    parts = [name | {"other_sae": other.info.name} | qk_partners(sae, other) for other in others]
+    write_columns(context.out, "qk_partners", joined(parts, "qk_partners"))
+    if sae.info.site.kind == "q":
+        rows = [name | {"other_sae": other.info.name} | qk_products(sae, other) for other in others]
+        write_columns(context.out, "qk_products", joined(rows, "qk_products"))
+    products = position_products(model, sae, context.plan.config.corpus.context)
+    if products:
+        write_columns(context.out, "position_products", name | products)
