@@ -47,8 +47,14 @@ class _Lines:
 @contextmanager
 def step_display(step: Step, number: int, total: int) -> Iterator[AtlasProgress]:
     """The display of one step of a build."""
+    with display(f"{number}/{total} {step.name}") as progress:
+        yield progress
+
+
+@contextmanager
+def display(name: str) -> Iterator[AtlasProgress]:
+    """The display of any long work, under a name."""
     console = Console(stderr=True)
-    name = f"{number}/{total} {step.name}"
     started = time.monotonic()
     if not console.is_terminal:
         yield _Lines(console, name)

@@ -15,7 +15,8 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from atlas.interop.dashboards.pages import Example, Page, Pages
+from atlas.interop.dashboards.examples import Example
+from atlas.interop.dashboards.pages import Page, Pages
 from atlas.interop.dashboards.saedashboard import BATCH, describe, dumps
 from atlas.interop.dashboards.selection import Part, plain_name
 from atlas.progress import Progress

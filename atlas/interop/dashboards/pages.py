@@ -7,6 +7,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from atlas.interop.dashboards.examples import Blocks, Example, examples_of
 from atlas.interop.dashboards.rows import (
     Runs,
     block_tokens,

@@ -42,6 +42,12 @@ SCHEMAS = {
     "feature_annotations": pa.schema([*_KEY, ("label", STR), ("notes", STR)]),
 }  # fmt: skip
 """What is read, by table."""
+SEQUENCES = pa.schema([
+    ("layer", I16), ("head", I16), ("sequence_id", I32), ("interval", I16), ("max_activation", F32),
+    ("seq_len", I32), ("tokens", pa.list_(STR)), ("attention_indices", pa.list_(I32)),
+    ("attention_values", pa.list_(F32)),
+])  # fmt: skip
+"""A pattern of a head; an index is destination * seq_len + source."""
 Rows = dict[str, list[dict[str, Any]]]
 Tables = dict[str, pa.Table]
 
@@ -59,7 +65,7 @@ def saedashboard_batches(folder: Path) -> Iterator[Tables]:
     settings = folder / SETTINGS
     about = _parse(settings, settings.read_text("utf8")) if settings.is_file() else {}
     for path in _numbered(folder, "batch-*.json"):
-        batch = _parse(path, path.read_text("utf8"))
+        batch = _parse(path)
         rows: Rows = defaultdict(list)
         try:
             sae = about.get("sae") or f"{batch['model_id']}/{batch['layer']}-{batch['sae_set']}"
@@ -82,7 +88,7 @@ def neuronpedia_batches(folder: Path) -> Iterator[Tables]:
     path = folder / "source.jsonl"
     if not path.is_file():
         raise StoreError(f"{folder} holds no source.jsonl, so it is no source of Neuronpedia")
-    source = _parse(path, path.read_text("utf8"))
+    source = _parse(path)
     for path in _numbered(folder / "features", "batch-*.jsonl.gz"):
         rows: Rows = defaultdict(list)
         try:
@@ -106,6 +112,32 @@ def neuronpedia_batches(folder: Path) -> Iterator[Tables]:
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise StoreError(f"{path} is no batch of Neuronpedia: {error!r}") from None
         yield _tables(rows)
+
+
+def read_headvis(folder: Path) -> Tables:
+    """A HeadVis tree: ``scatter`` with a row per head, ``sequences`` with one per pattern that is shown.
+
+    Raises:
+        StoreError: the folder is no such tree, or a file in it cannot be read.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise StoreError(f"{folder} holds no config.json, so it is no tree of HeadVis")
+    config = _parse(path)
+    path = folder / "scatter_data.json"
+    try:
+        scatter = pa.Table.from_pylist(_parse(path))
+        rows = []
+        for layer, head in config["heads"]:
+            name = config["head_data_pattern"].format(layer=layer, head=head)
+            path = folder / "heads" / name
+            rows += [
+                {"layer": layer, "head": head} | {n: one[n] for n in SEQUENCES.names[2:]}
+                for one in _parse(path)["sequences"]
+            ]
+        return {"scatter": scatter, "sequences": pa.Table.from_pylist(rows, schema=SEQUENCES)}
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise StoreError(f"cannot read {path} of a HeadVis tree: {error!r}") from None
 
 
 def _as_dashboard(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,9 +242,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         raise StoreError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from None
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _parse(path: Path) -> Any:
     try:
-        found: dict[str, Any] = json.loads(text)
-    except ValueError as error:
+        return json.loads(path.read_text("utf8"))
+    except (OSError, ValueError) as error:
         raise StoreError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from None
-    return found
