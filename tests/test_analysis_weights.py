@@ -1,4 +1,4 @@
-"""Shares of heads and effects on the logits against loops and matrix algebra in float64."""
+"""Shares of heads, norms and moments against loops in float64."""
 
 import math
 
@@ -8,14 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas.analysis import weights
 from atlas.analysis.shard import ShardPass, load_moments
 from atlas.analysis.weights import (
     Moments,
     attribution_directions,
     decoder_share,
     fve,
-    logit_effects,
     weight_statistics,
 )
 from atlas.corpus.tokens import TokenStore
@@ -27,9 +25,7 @@ from atlas.sites import Site
 from .tiny import (
     D_HEAD,
     D_MODEL,
-    D_VOCAB,
     N_HEADS,
-    model_folder,
     random_sae,
     random_tokens,
     save_store,
@@ -162,67 +158,3 @@ def test_moments_merge_in_any_grouping(sizes, random):
 
 def test_moments_of_nothing():
     assert Moments.empty(3).covariance().tolist() == np.zeros((3, 3)).tolist()
-
-
-# ---------------------------------------------------------------- logits
-
-
-@pytest.fixture(scope="module")
-def hf():
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float64).eval()
-
-
-def effects_in_float64(hf, sae, site) -> np.ndarray:
-    """[d_sae, d_vocab] from the Hugging Face weights alone, centred by explicit projections."""
-    W_O = hf.transformer.h[site.layer].attn.c_proj.weight.detach().numpy()  # [n_heads * d_head, d_model]
-    D = sae.W_dec.double().numpy()
-    if site.kind in ("z", "v"):
-        rows = slice(None) if site.head is None else slice(site.head * D_HEAD, (site.head + 1) * D_HEAD)
-        D = D @ W_O[rows]
-    gamma = np.diag(hf.transformer.ln_f.weight.detach().numpy())
-    unembed = gamma @ hf.lm_head.weight.detach().numpy().T
-    centre_model = np.eye(D_MODEL) - 1 / D_MODEL
-    centre_vocab = np.eye(D_VOCAB) - 1 / D_VOCAB
-    return D @ centre_model @ unembed @ centre_vocab
-
-
-@pytest.mark.parametrize("processing", ["raw", "folded"])
-@pytest.mark.parametrize("name", ["L00.z", "L01.z", "L01.H02.z", "L00.H01.v", "L01.resid_pre", "L00.mlp_out"])
-def test_logit_effects(hf, processing, name):
-    d_in = D_HEAD if "H" in name else D_MODEL
-    sae = random_sae(name, d_in=d_in, d_sae=7)
-    rows, moments = logit_effects(tiny_model(processing), sae)
-    effects = effects_in_float64(hf, sae, sae.info.site)
-    assert rows["feature"].tolist() == [f for f in range(7) for _ in range(40)]
-    assert rows["sign"].tolist() == ([-1] * 20 + [1] * 20) * 7
-    assert rows["rank"].tolist() == list(range(20)) * 14
-    for f in range(7):
-        low = rows["token"][f * 40 : f * 40 + 20]
-        high = rows["token"][f * 40 + 20 : f * 40 + 40]
-        assert low.tolist() == np.argsort(effects[f])[:20].tolist()
-        assert high.tolist() == np.argsort(-effects[f])[:20].tolist()
-        values = rows["value"][f * 40 : f * 40 + 40]
-        np.testing.assert_allclose(values, effects[f][np.concatenate([low, high])], atol=2e-5)
-        mean = sum(effects[f]) / D_VOCAB
-        central = [sum((v - mean) ** p for v in effects[f]) / D_VOCAB for p in (2, 3, 4)]
-        assert moments["logit_mean"][f] == pytest.approx(0, abs=1e-5)
-        assert moments["logit_std"][f] == pytest.approx(math.sqrt(central[0]), rel=1e-4)
-        assert moments["logit_skew"][f] == pytest.approx(central[1] / central[0] ** 1.5, abs=1e-3)
-        assert moments["logit_kurtosis"][f] == pytest.approx(central[2] / central[0] ** 2, abs=1e-3)
-
-
-def test_logit_effects_by_chunks_are_the_same(monkeypatch):
-    sae = random_sae("L01.z")
-    rows, moments = logit_effects(tiny_model(), sae)
-    monkeypatch.setattr(weights, "_CHUNK", 3)
-    again, moments_again = logit_effects(tiny_model(), sae)
-    assert np.array_equal(rows["token"], again["token"])
-    np.testing.assert_allclose(rows["value"], again["value"], atol=1e-6)
-    np.testing.assert_allclose(moments["logit_std"], moments_again["logit_std"], rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["L00.H01.q", "L01.H00.k"])
-def test_queries_and_keys_write_nothing_to_the_logits(name):
-    assert logit_effects(tiny_model(), random_sae(name, d_in=D_HEAD)) == ({}, {})

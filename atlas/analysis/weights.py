@@ -1,9 +1,9 @@
-"""What an SAE's weights alone say about a feature: shares of heads, effect on the logits, norms."""
+"""What an SAE's weights alone say about a feature: shares of heads, norms, where it writes."""
 
 from typing import Any
 
 import numpy as np
-import torch
+import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,9 +11,17 @@ from atlas.lm.load import LanguageModel
 from atlas.sae.model import SAE
 from atlas.sites import STREAM_KINDS
 
-N_LOGITS = 20
-_CHUNK = 1024
 Columns = dict[str, Any]
+
+
+def lists(rows: np.ndarray) -> pa.ListArray:
+    """A matrix as a column of lists, one for each row.
+
+    >>> lists(np.array([[1, 2], [3, 4]])).to_pylist()
+    [[1, 2], [3, 4]]
+    """
+    n, width = rows.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * width, pa.int32()), pa.array(rows.ravel()))
 
 
 def decoder_share(W_dec: Float[Tensor, "d_sae d_in"], n_heads: int) -> Float[Tensor, "d_sae n_heads"]:
@@ -21,6 +29,7 @@ def decoder_share(W_dec: Float[Tensor, "d_sae d_in"], n_heads: int) -> Float[Ten
 
     Source: seed 001, "decoder weight attribution by head" (row B1).
 
+    >>> import torch
     >>> decoder_share(torch.tensor([[3.0, 4.0, 0.0, 5.0]]), n_heads=2).tolist()
     [[0.5, 0.5]]
     """
@@ -68,42 +77,6 @@ def residual_directions(model: LanguageModel, sae: SAE) -> Float[Tensor, "d_sae 
         return None
     W_O = model.W_O(site.layer)
     return sae.decoder_directions @ (W_O.flatten(0, 1) if site.head is None else W_O[site.head])
-
-
-def logit_effects(model: LanguageModel, sae: SAE) -> tuple[Columns, Columns]:
-    """Which tokens does a feature promote and suppress? (``logit_effects`` rows, moments for ``features``).
-
-    The residual direction times the unembedding with the final LayerNorm's weight folded in, centred over
-    d_model and over the vocabulary; no bias, no division by the LayerNorm's scale. Moments are population
-    moments over the vocabulary; kurtosis is 3 for a normal.
-    """
-    directions = residual_directions(model, sae)
-    if directions is None:
-        return {}, {}
-    unembed = model.logit_directions()
-    k = min(N_LOGITS, unembed.shape[1])
-    parts = [_extremes(chunk @ unembed, k) for chunk in torch.split(directions, _CHUNK)]
-    token, value = (torch.cat([p[i] for p in parts]).cpu().numpy() for i in range(2))
-    moments = torch.cat([p[2] for p in parts]).cpu().numpy()
-    rows = {
-        "feature": np.repeat(np.arange(sae.d_sae), 2 * k),
-        "sign": np.tile(np.repeat([-1, 1], k), sae.d_sae),
-        "rank": np.tile(np.arange(k), 2 * sae.d_sae),
-        "token": token.ravel(),
-        "value": value.ravel(),
-    }
-    names = ("logit_mean", "logit_std", "logit_skew", "logit_kurtosis")
-    return rows, {name: moments[:, i] for i, name in enumerate(names)}
-
-
-def _extremes(effects: Float[Tensor, "n d_vocab"], k: int) -> tuple[Tensor, Tensor, Float[Tensor, "n 4"]]:
-    low, high = effects.topk(k, largest=False), effects.topk(k)
-    wide = effects.double()
-    mean, std = wide.mean(1, keepdim=True), wide.std(1, correction=0, keepdim=True)
-    standard = (wide - mean) / std.clamp_min(1e-30)
-    moments = [mean.squeeze(1), std.squeeze(1), standard.pow(3).mean(1), standard.pow(4).mean(1)]
-    tokens = torch.stack([low.indices, high.indices], 1)
-    return tokens, torch.stack([low.values, high.values], 1), torch.stack(moments, 1)
 
 
 class Moments:
