@@ -91,7 +91,7 @@ def check_content(
     """Rows, digest and order of one table against the manifest's (rows, digest)."""
     content, order = ContentDigest(declared.lasting), KeyOrder(declared)
     wanted, digest = manifest
-    broken = ""
+    broken: list[str] = []
     reader = connection.sql(f"SELECT * FROM {declared.name}").to_arrow_reader(_BATCH)  # noqa: S608
     for batch in reader:
         rows = conform(batch, declared)
@@ -100,13 +100,13 @@ def check_content(
             try:
                 order.check(rows)
             except StoreError as error:
-                broken = str(error)
+                broken.append(str(error))
     if content.rows != wanted:
-        broken = f"{content.rows:,} rows; the manifest has {wanted:,}"
-    elif content.hexdigest() != digest and not broken:
-        broken = f"content has digest {content.hexdigest()[:12]}...; the manifest has {digest[:12]}..."
+        broken.append(f"{content.rows:,} rows where the manifest has {wanted:,}")
+    elif content.hexdigest() != digest:
+        broken.append(f"digest {content.hexdigest()[:12]}... where the manifest has {digest[:12]}...")
     meaning = f"ascending by {', '.join(declared.key)}; rows and digest are the manifest's"
-    return Finding(f"{declared.name}.content", meaning, content.rows, int(bool(broken)), broken)
+    return Finding(f"{declared.name}.content", meaning, content.rows, len(broken), "; ".join(broken))
 
 
 def run_check(connection: duckdb.DuckDBPyConnection, check: Check) -> Finding:
