@@ -1,32 +1,49 @@
-"""Kept examples of features with the text around them and, for z SAEs, their direct feature attribution."""
+"""Kept examples of features with the text around them and, for z SAEs, their direct feature attribution.
+
+A page may show hundreds of examples with thirty sources each: lists come out of Arrow as columns, for a
+Python object per list element costs more than the query.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from atlas.store.queries.rows import arrow
 
 GROUPS = ("top", "q9", "q8", "q7", "q6", "q5", "q4", "q3", "q2", "q1", "q0")
+"""The strongest examples and those of each tenth of the activations, strongest first."""
+MORE_GROUPS = ("random", "negative")
+"""Examples drawn from all firings, and near misses: where it almost fired."""
 
 
 @dataclass(frozen=True)
 class Attribution:
     """The DFA of one example: exact per head, and the largest (head, source, contribution) entries.
 
-    Contributions are as stored, rounded to 1/2047 of the largest.
+    Contributions are as stored, rounded to 1/2047 of the largest. ``matched_prefix`` counts the tokens
+    before ``top_source``, the source of the largest positive one, that repeat those up to the example's.
     """
 
     by_head: tuple[float, ...]
     bias_term: float
     pre_activation: float
     sources: tuple[tuple[int, int, float], ...]
+    top_source: int | None = None
+    matched_prefix: int = 0
 
 
 @dataclass(frozen=True)
 class Example:
-    """One kept example: where it is, the block's tokens, and where in the block the feature fires."""
+    """One kept example: where it is, the block's tokens, and where in the block the feature fires.
+
+    ``pre_activation`` is that of a near miss, and None for an example on which the feature fires.
+    """
 
     feature: int
     group: str
@@ -38,41 +55,55 @@ class Example:
     tokens: tuple[int, ...]
     source: str
     dfa: Attribution | None
+    pre_activation: float | None = None
 
 
-def _attribution(row: dict[str, Any]) -> Attribution | None:
-    if row["by_head"] is None:
-        return None
-    unit = row["unit"]
-    sources = tuple((s["head"], s["source"], s["weight"] * unit) for s in row["sources"] or ())
-    return Attribution(tuple(row["by_head"]), row["bias_term"], row["sum_and_bias"], sources)
+Key: TypeAlias = tuple[int, str, int]
 
 
-def _example(row: dict[str, Any], blocks: dict[int, tuple[tuple[int, ...], str]]) -> Example:
-    tokens, source = blocks.get(row["block"], ((), "text not in this release"))
-    return Example(
-        feature=row["feature"],
-        group=row["example_group"],
-        rank=row["rank"],
-        block=row["block"],
-        position=row["position"],
-        activation=row["activation"],
-        active=tuple(zip(row["active_positions"], row["active_values"], strict=True)),
-        tokens=tokens,
-        source=source,
-        dfa=_attribution(row),
-    )
+def _cut(values: Sequence[Any], column: pa.ListArray) -> list[tuple[Any, ...]]:
+    """The flat values of a list column, cut into its rows; NULL is empty."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    edges = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+    return [tuple(values[start:stop]) for start, stop in pairwise(edges)]
+
+
+def _flat(column: pa.ListArray) -> list[tuple[Any, ...]]:
+    return _cut(column.flatten().to_numpy(zero_copy_only=False).tolist(), column)
+
+
+def _attributions(rows: pa.Table) -> dict[Key, Attribution]:
+    listed = rows["sources"].combine_chunks()
+    triples = listed.flatten()
+    unit = np.repeat(rows["unit"].to_numpy(), pc.list_value_length(listed).to_numpy())
+    contribution = triples.field("weight").to_numpy() * unit
+    whole = [triples.field(name).to_numpy().tolist() for name in ("head", "source")]
+    columns = [
+        _flat(rows["by_head"].combine_chunks()),
+        *(rows[name].to_pylist() for name in ("bias_term", "pre_activation")),
+        _cut(list(zip(*whole, contribution.tolist(), strict=True)), listed),
+        *(rows[name].to_pylist() for name in ("top_source", "matched_prefix")),
+    ]
+    return {key: Attribution(*values) for key, *values in zip(_keys(rows), *columns, strict=True)}
+
+
+def _keys(rows: pa.Table) -> list[Key]:
+    return list(zip(*(rows[name].to_pylist() for name in ("feature", "example_group", "rank")), strict=True))
 
 
 def block_tokens(
     con: duckdb.DuckDBPyConnection, blocks: Sequence[int]
 ) -> dict[int, tuple[tuple[int, ...], str]]:
     """Token ids and source of some blocks, by block."""
-    rows = con.execute(
+    rows = arrow(
+        con,
         "SELECT block, tokens, source FROM docs WHERE block IN (SELECT unnest(?::INTEGER[]))",
         [sorted(set(blocks))],
-    ).fetchall()
-    return {block: (tuple(tokens), source) for block, tokens, source in rows}
+    )
+    tokens = _flat(rows["tokens"].combine_chunks())
+    return dict(
+        zip(rows["block"].to_pylist(), zip(tokens, rows["source"].to_pylist(), strict=True), strict=True)
+    )
 
 
 def examples(
@@ -83,23 +114,34 @@ def examples(
     k: int = 20,
 ) -> tuple[Example, ...]:
     """The first k examples of each group of some features, by feature, group (as asked) and rank."""
-    rows = arrow(
+    asked = {"sae": sae, "features": list(features), "groups": list(groups), "k": k}
+    rows, dfa = _asked(con, "examples", asked), _attributions(_asked(con, "dfa", asked))
+    names = ("block", "position", "activation", "pre_activation")
+    keys, (block, position, activation, near) = _keys(rows), (rows[name].to_pylist() for name in names)
+    places, values = (_flat(rows[name].combine_chunks()) for name in ("active_positions", "active_values"))
+    texts = block_tokens(con, block)
+    order = {name: i for i, name in enumerate(groups)}
+    found = [
+        Example(
+            *key, block[i], position[i], activation[i], tuple(zip(places[i], values[i], strict=True)),
+            *texts.get(block[i], ((), "text not in this release")), dfa.get(key), near[i],
+        )
+        for i, key in enumerate(keys)
+    ]  # fmt: skip
+    return tuple(sorted(found, key=lambda one: (one.feature, order[one.group], one.rank)))
+
+
+def _asked(con: duckdb.DuckDBPyConnection, table: str, asked: dict[str, Any]) -> pa.Table:
+    """Rows of one table. The two are not joined in SQL: a join reads far more of them than it gives.
+
+    Values come through ``unnest`` because DuckDB filters what it reads by a joined list, not by IN (...).
+    """
+    return arrow(
         con,
-        """
-        SELECT e.*, d.by_head, d.bias_term, d.pre_activation AS sum_and_bias, d.unit, d.sources
-        FROM (
-            SELECT * FROM examples WHERE sae = $sae AND rank < $k
-            AND feature IN (SELECT unnest($features::INTEGER[]))
-            AND example_group IN (SELECT unnest($groups::VARCHAR[]))
-        ) e LEFT JOIN (
-            SELECT * FROM dfa WHERE sae = $sae AND rank < $k
-            AND feature IN (SELECT unnest($features::INTEGER[]))
-        ) d USING (feature, example_group, rank)
-        """,
-        {"sae": sae, "features": list(features), "groups": list(groups), "k": k},
+        f"""
+        SELECT * FROM {table} WHERE sae = $sae AND rank < $k
+        AND feature IN (SELECT unnest($features::INTEGER[]))
+        AND example_group IN (SELECT unnest($groups::VARCHAR[]))
+        """,  # noqa: S608
+        asked,
     )
-    found = rows.to_pylist()
-    blocks = block_tokens(con, [row["block"] for row in found])
-    order = {group: i for i, group in enumerate(groups)}
-    found.sort(key=lambda row: (row["feature"], order[row["example_group"]], row["rank"]))
-    return tuple(_example(row, blocks) for row in found)

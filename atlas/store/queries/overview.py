@@ -155,12 +155,12 @@ def vocabulary(con: duckdb.DuckDBPyConnection, model: str) -> tuple[str, ...]:
 
     Ids that the release leaves out read ``<id>``.
     """
-    rows = con.execute("SELECT token, text FROM vocab WHERE model = ? ORDER BY token", [model]).fetchall()
-    size = rows[-1][0] + 1 if rows else 0
-    texts = [f"<{i}>" for i in range(size)]
-    for token, text in rows:
-        texts[token] = text
-    return tuple(texts)
+    rows = arrow(con, "SELECT token, text FROM vocab WHERE model = ? ORDER BY token", [model])
+    tokens, texts = rows["token"].to_pylist(), rows["text"].to_pylist()
+    if tokens == list(range(len(tokens))):
+        return tuple(texts)
+    known = dict(zip(tokens, texts, strict=True))
+    return tuple(known.get(i, f"<{i}>") for i in range(tokens[-1] + 1))
 
 
 def readable(value: str) -> object:

@@ -1,0 +1,161 @@
+"""The queries behind the app's views with the arguments that the views give them, timed cold and warm."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+
+from atlas.store.connection import cursor, open_release
+from atlas.store.queries import evidence, examples, features, heads, overview, quality, training
+
+Arguments = tuple[Any, ...]
+
+
+class Case(NamedTuple):
+    """One query as one view asks it: every call of ``arguments`` draws others."""
+
+    view: str
+    name: str
+    query: Callable[..., Any]
+    arguments: Callable[[], Arguments]
+
+
+class Latency(NamedTuple):
+    """Milliseconds: in a new connection with nothing of the file in memory; then again and again."""
+
+    cold: float
+    p50: float
+    p95: float
+
+
+class Draw:
+    """Random arguments of a release: SAEs, features that fire, heads and what a head's page shows."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, seed: int = 0) -> None:
+        self._con, self._rng = con, np.random.default_rng(seed)
+        self.model = overview.models(con)[0].model
+        self._refs = overview.sae_refs(con)
+        self.names = tuple(ref.sae for ref in overview.z_saes(self._refs, self.model).values())
+        self._n_heads = overview.models(con)[0].n_heads
+
+    def sae(self) -> str:
+        return self.names[self._rng.integers(len(self.names))]
+
+    def feature(self) -> Arguments:
+        ref = self._refs[self._rng.integers(len(self._refs))]
+        return ref.sae, int(self._rng.integers(ref.d_sae))
+
+    def features(self, n: int) -> Arguments:
+        ref = self._refs[self._rng.integers(len(self._refs))]
+        return ref.sae, tuple(int(i) for i in self._rng.choice(ref.d_sae, min(n, ref.d_sae), replace=False))
+
+    def head(self) -> Arguments:
+        return self.sae(), int(self._rng.integers(self._n_heads))
+
+
+def cases(draw: Draw) -> Iterator[Case]:
+    """Every query that a view calls, as it calls it."""
+    yield from _whole(draw)
+    yield from _of_heads(draw)
+    yield from _of_features(draw)
+    yield from _evidence(draw)
+
+
+def _whole(draw: Draw) -> Iterator[Case]:
+    def fixed(*values: Any) -> Callable[[], Arguments]:
+        return lambda: values
+
+    yield Case("every page", "models", overview.models, fixed())
+    yield Case("every page", "sae_refs", overview.sae_refs, fixed())
+    yield Case("head, feature", "vocabulary", overview.vocabulary, fixed(draw.model))
+    yield Case("overview", "sae_table", overview.sae_table, fixed(draw.model, "eval"))
+    yield Case("overview", "manifest", overview.manifest, fixed())
+    yield Case("overview", "provenance", overview.provenance, fixed())
+    for name in ("layers", "qk", "sweep", "stages", "pruning"):
+        values = (draw.model, "z", "eval") if name == "layers" else (draw.model,)
+        yield Case("overview", name, getattr(quality, name), fixed(*values))
+    yield Case("atlas", "head_scores", heads.head_scores, fixed(draw.model))
+    yield Case("atlas", "grid_metrics, 12 SAEs", heads.grid_metrics, fixed(draw.names))
+    yield Case("training", "trained", training.trained, fixed(draw.model))
+    yield Case("training", "endings", training.endings, fixed(draw.model))
+    for name in training.LOGS:
+        yield Case("training", f"{name}, 4 SAEs", training.rows_of, fixed(name, draw.names[:4]))
+
+
+def _of_heads(draw: Draw) -> Iterator[Case]:
+    for measure in heads.MEASURES:
+        for k in (10, 50):
+            yield Case("head", f"top_features {measure}, {k}", heads.top_features,
+                       lambda m=measure, k=k: (*draw.head(), m, k))  # fmt: skip
+    yield Case("head", "share_scatter", heads.share_scatter, draw.head)
+    yield Case("head", "head_summary", heads.head_summary, draw.head)
+    for k, n in ((10, 3), (50, 10)):
+        yield Case("head", f"summaries, {k}", features.summaries, lambda k=k: draw.features(k))
+        yield Case("head", f"logits, {k}", features.logits, lambda k=k: (*draw.features(k), 8))
+        yield Case("head", f"examples, {k} x {n}", examples.examples,
+                   lambda k=k, n=n: (*draw.features(k), ("top",), n))  # fmt: skip
+
+
+def _of_features(draw: Draw) -> Iterator[Case]:
+    for query in (features.feature_row, features.alive_around, features.histogram, features.positions,
+                  features.attribution):  # fmt: skip
+        yield Case("feature", query.__name__, query, draw.feature)
+    yield Case("feature", "block_length", features.block_length, tuple)
+    yield Case("feature", "token_stats", features.token_stats, lambda: (*draw.feature(), 50))
+    yield Case("feature", "logits", features.logits, lambda: (*draw.features(1), 20))
+    yield Case("feature", "examples, all groups", examples.examples,
+               lambda: (*draw.features(1), examples.GROUPS, 20))  # fmt: skip
+    for order in ("feature", "density", "max_activation"):
+        yield Case("feature", f"some_features by {order}", features.some_features,
+                   lambda order=order: (draw.sae(), order, 500))  # fmt: skip
+    yield Case("overview", "some_features, first", features.some_features,
+               lambda: (draw.sae(), "max_activation", 1))  # fmt: skip
+
+
+def _evidence(draw: Draw) -> Iterator[Case]:
+    for query in (evidence.neighbours, evidence.coactivation, evidence.dfa_summary, evidence.dfa_distances,
+                  evidence.dfa_tokens, evidence.logit_histogram, evidence.head_logit_effects):  # fmt: skip
+        yield Case("feature", query.__name__, query, draw.feature)
+    yield Case("feature", "families", evidence.families, lambda: draw.features(1))
+    yield Case("head", "families, 50", evidence.families, lambda: draw.features(50))
+    for family in ("dense", "induction"):
+        yield Case("head", f"family_features {family}", evidence.family_features,
+                   lambda f=family: (draw.sae(), f, int(draw.head()[1])))  # fmt: skip
+
+
+def forget(path: Path) -> None:
+    """Put the file's pages out of the operating system's memory (nothing of it is waiting to be written)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def measured(path: Path, case: Case, repeats: int) -> Latency:
+    """The first answer of a new connection, then of ``repeats`` more with other arguments."""
+    forget(path)
+    con = open_release(path)
+    try:
+        times = []
+        for _ in range(1 + repeats):
+            arguments = case.arguments()
+            start = time.perf_counter()
+            case.query(cursor(con), *arguments)
+            times.append(1000 * (time.perf_counter() - start))
+    finally:
+        con.close()
+    p50, p95 = np.quantile(times[1:], [0.5, 0.95])
+    return Latency(times[0], float(p50), float(p95))
+
+
+def opened(path: Path) -> float:
+    """Milliseconds until a connection to a file that is not in memory can be asked."""
+    forget(path)
+    start = time.perf_counter()
+    open_release(path).close()
+    return 1000 * (time.perf_counter() - start)
