@@ -24,7 +24,7 @@ from atlas.sae.topk import top_k
 
 N_LOGITS, N_SHOWN_HEADS, N_HEAD_LOGITS, N_BINS = 20, 2, 5, 40
 MOMENTS = ("logit_mean", "logit_std", "logit_skew", "logit_kurtosis")
-_ENTRIES = 1 << 22
+_ENTRIES = 1 << 23
 _VOCAB_CHUNK, _SHARE_CHUNK = 4096, 1024
 
 
