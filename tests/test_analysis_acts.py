@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas.analysis.acts import FeatureActs, first_of_runs, rank_in_runs
+from atlas.analysis.acts import FeatureActs, StoredActs, first_of_runs, rank_in_runs, sorted_within
 from atlas.errors import StoreError
 
 CONTEXT, D_SAE = 5, 4
@@ -100,51 +100,88 @@ def test_parts_of_different_shape_are_refused():
 @given(cut_texts())
 def test_saving_and_loading_changes_nothing(tmp_path_factory, text):
     acts = FeatureActs.collect([triples(rows) for rows in text[1]], D_SAE, CONTEXT)
-    path = tmp_path_factory.mktemp("acts") / "acts.npz"
+    path = tmp_path_factory.mktemp("acts") / "acts"
     acts.save(path)
     assert same(FeatureActs.load(path), acts)
 
 
+@settings(max_examples=40, deadline=None)
+@given(cut_texts(), st.randoms(use_true_random=False), st.integers(1, 12))
+def test_shards_on_disk_are_the_whole_text(tmp_path_factory, text, random, at_once):
+    """Runs of blocks saved one by one, opened in any order and read in ranges of features."""
+    rows = sorted((row for part in text[1] for row in part), key=lambda r: r[1])
+    whole = FeatureActs.collect([triples(rows)], D_SAE, CONTEXT)
+    edges = sorted(random.sample(range(1, 12), 2))
+    folder, folders = tmp_path_factory.mktemp("shards"), []
+    for n, (low, high) in enumerate(zip([0, *edges], [*edges, 10**9], strict=True)):
+        inside = [row for row in rows if low * CONTEXT <= row[1] < high * CONTEXT]
+        FeatureActs.collect([triples(inside)], D_SAE, CONTEXT).save(folder / str(n))
+        folders.append(folder / str(n))
+    random.shuffle(folders)
+    stored = StoredActs(folders)
+    ranges = list(stored.ranges(at_once))
+    assert [f for r in ranges for f in r] == list(range(D_SAE))
+    assert all(len(r) == 1 or stored.counts[r.start : r.stop].sum() <= at_once for r in ranges)
+    parts = [stored.read(r) for r in ranges]
+    assert [part.first for part in parts] == [r.start for r in ranges]
+    assert np.array_equal(np.concatenate([part.token for part in parts]), whole.token)
+    assert np.array_equal(np.concatenate([part.value for part in parts]), whole.value)
+    assert np.array_equal(np.concatenate([part.counts for part in parts]), whole.counts)
+    early = stored.read(range(D_SAE), before=3 * CONTEXT)
+    assert early.token.tolist() == [t for t in whole.token.tolist() if t < 3 * CONTEXT]
+
+
 @pytest.fixture
 def saved(tmp_path):
-    path = tmp_path / "acts.npz"
+    path = tmp_path / "acts"
     FeatureActs.collect([([0, 1, 3], [5, 6, 11], [1.0, 2.0, 3.0])], D_SAE, CONTEXT).save(path)
     return path
 
 
-@pytest.mark.parametrize("keep", [0, 1, 3, 30, 200, -1, -30, -200])
-def test_a_truncated_file_is_a_store_error(saved, keep):
-    saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(StoreError, match=r"acts\.npz") as caught:
+@pytest.mark.parametrize("name", ["starts.npy", "token.npy", "value.npy", "checksums.npz"])
+@pytest.mark.parametrize("keep", [0, 1, 30, -1, -3])
+def test_a_truncated_file_is_a_store_error(saved, name, keep):
+    (saved / name).write_bytes((saved / name).read_bytes()[:keep])
+    with pytest.raises(StoreError, match="acts") as caught:
         FeatureActs.load(saved)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["starts.npy", "token.npy", "value.npy", "checksums.npz"])
 @pytest.mark.parametrize(
     "content", [b"", b"garbage", b"PK\x03\x04garbage", b"\x93NUMPY\x01\x00", b"\x80\x04."]
 )
-def test_garbage_is_a_store_error(saved, content):
-    saved.write_bytes(content)
+def test_garbage_is_a_store_error(saved, name, content):
+    (saved / name).write_bytes(content)
     with pytest.raises(StoreError):
         FeatureActs.load(saved)
 
 
-def test_a_flipped_byte_of_data_is_a_store_error(saved):
-    data = bytearray(saved.read_bytes())
-    at = data.find(np.float32(2.0).tobytes() + np.float32(3.0).tobytes())
-    assert at > 0
-    data[at] ^= 1
-    saved.write_bytes(bytes(data))
+@pytest.mark.parametrize("name", ["starts.npy", "token.npy", "value.npy"])
+def test_a_flipped_bit_is_a_store_error(saved, name):
+    data = bytearray((saved / name).read_bytes())
+    data[-2] ^= 1
+    (saved / name).write_bytes(bytes(data))
+    with pytest.raises(StoreError, match="checksum"):
+        FeatureActs.load(saved)
+
+
+@pytest.mark.parametrize("name", ["starts.npy", "token.npy", "value.npy", "checksums.npz"])
+def test_a_missing_file_is_a_store_error(saved, name):
+    (saved / name).unlink()
     with pytest.raises(StoreError):
         FeatureActs.load(saved)
 
 
-def test_missing_file_and_missing_array(saved, tmp_path):
-    with pytest.raises(StoreError):
-        FeatureActs.load(tmp_path / "none.npz")
-    np.savez(saved, context=5)
-    with pytest.raises(StoreError):
-        FeatureActs.load(saved)
+GROUPED = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=30)
+
+
+@given(GROUPED, st.booleans())
+def test_sorted_within_groups(pairs, wide):
+    """Packed into 64 bits or not, the order is that of (group, key, index)."""
+    group, key = (np.array([p[i] for p in pairs], np.int64) for i in range(2))
+    found = sorted_within(group, key, 4, 63 if wide else 4)
+    assert found.tolist() == sorted(range(len(pairs)), key=lambda i: (*pairs[i], i))
 
 
 @given(st.lists(st.integers(0, 5), max_size=20).map(sorted))

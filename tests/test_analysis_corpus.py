@@ -5,6 +5,7 @@ import pytest
 
 from atlas.analysis import corpus
 from atlas.analysis.acts import FeatureActs
+from atlas.analysis.text import ArrayBlocks, Text
 
 BLOCKS, CONTEXT, D_SAE, D_VOCAB = 60, 9, 6, 7
 SILENT, ONCE, RARE = 0, 1, 2
@@ -65,7 +66,11 @@ def acts(dense):
 def text():
     tokens = np.random.default_rng(9).integers(1, D_VOCAB - 1, (BLOCKS, CONTEXT))  # token 6 never occurs
     tokens[:, 0] = 0
-    return corpus.Text(tokens.astype(np.int64), D_VOCAB)
+    return text_of(tokens)
+
+
+def text_of(tokens) -> Text:
+    return Text(ArrayBlocks(tokens), *tokens.shape, D_VOCAB)
 
 
 NOTHING = FeatureActs.collect([], 3, CONTEXT)
@@ -103,22 +108,34 @@ def test_statistics_of_a_silent_sae(text):
 # ---------------------------------------------------------------- histogram
 
 
+def expected_edges(values: list[float]) -> dict[str, np.ndarray]:
+    top, least = max(values), min(values)
+    log = [least * (top / least) ** (b / 30) for b in range(31)]
+    log[-1] = top
+    return {
+        "linear": np.array([top * b / 50 for b in range(51)], np.float32),
+        "log": np.array(log, np.float32),
+    }
+
+
 def test_histogram_counts_every_activation_in_its_bin(dense, acts):
     rows = rows_of(corpus.activation_histogram(acts))
     alive = [f for f in range(D_SAE) if firings(dense, f)]
-    assert [(r["feature"], r["bin"]) for r in rows] == [(f, b) for f in alive for b in range(50)]
+    places = [("linear", b) for b in range(50)] + [("log", b) for b in range(30)]
+    assert [(r["feature"], r["scale"], r["bin"]) for r in rows] == [(f, *p) for f in alive for p in places]
     for feature in alive:
-        mine = [r for r in rows if r["feature"] == feature]
         values = [v for _, _, v in firings(dense, feature)]
-        top = max(values)
-        expected = [0] * 50
-        for v in values:
-            expected[min(int(50 * v / top), 49)] += 1  # equal bins, the last one closed
-        assert [r["n"] for r in mine] == expected
-        np.testing.assert_allclose([r["low"] for r in mine], [top * b / 50 for b in range(50)], rtol=1e-12)
-        np.testing.assert_allclose(
-            [r["high"] for r in mine], [top * b / 50 for b in range(1, 51)], rtol=1e-12
-        )
+        for scale, edges in expected_edges(values).items():
+            mine = [r for r in rows if r["feature"] == feature and r["scale"] == scale]
+            np.testing.assert_allclose([r["low"] for r in mine], edges[:-1], rtol=1e-6)
+            np.testing.assert_allclose([r["high"] for r in mine], edges[1:], rtol=1e-6)
+            lows = np.array([r["low"] for r in mine], np.float32)
+            expected = [0] * len(mine)
+            for v in values:  # the last bin whose lower edge it reaches
+                expected[int(np.flatnonzero(lows <= np.float32(v)).max())] += 1
+            if scale == "log" and len(set(values)) == 1:
+                expected = [0] * 29 + [len(values)]
+            assert [r["n"] for r in mine] == expected
 
 
 def test_histogram_of_a_silent_sae():
@@ -191,7 +208,7 @@ def expected_token_rows(dense, tokens, limit):
 def test_token_stats(dense, acts, text, monkeypatch, limit):
     monkeypatch.setattr(corpus, "N_TOKENS", limit)
     found = rows_of(corpus.token_stats(acts, text))
-    expected = expected_token_rows(dense, text.tokens, limit)
+    expected = expected_token_rows(dense, text.store.tokens, limit)
     exact = ("role", "feature", "rank", "token", "n_active", "max_activation")
     assert [[r[k] for k in exact] for r in found] == [[r[k] for k in exact] for r in expected]
     for key in ("sum_activation", "precision", "recall"):
@@ -202,7 +219,7 @@ def test_token_stats(dense, acts, text, monkeypatch, limit):
 
 def test_a_perfect_token_detector(text):
     """Firing on every 3 and nowhere else: precision and recall are 1."""
-    dense = (text.tokens == 3)[..., None].astype(np.float32)
+    dense = (text.store.tokens == 3)[..., None].astype(np.float32)
     (at,) = [r for r in rows_of(corpus.token_stats(acts_of(dense), text)) if r["role"] == "at"]
     assert (at["token"], at["precision"], at["recall"]) == (3, 1, 1)
 
@@ -211,146 +228,61 @@ def test_token_stats_of_a_silent_sae(text):
     assert rows_of(corpus.token_stats(NOTHING, text)) == []
 
 
-# ---------------------------------------------------------------- top examples
+# ---------------------------------------------------------------- traits
 
 
-def expected_top(dense, feature, limit=20):
-    kept: list[tuple[int, int, float]] = []
-    for row in strongest(firings(dense, feature)):
-        if row[0] not in {b for b, _, _ in kept}:
-            kept.append(row)
-    return kept[:limit]
+@pytest.mark.parametrize("n_top", [1, 5, 2000])
+def test_position_traits(dense, acts, monkeypatch, n_top):
+    monkeypatch.setattr(corpus, "N_TOP", n_top)
+    found = rows_of(corpus.position_traits(acts))
+    for feature, row in enumerate(found):
+        places = [p for _, p, _ in strongest(firings(dense, feature))[:n_top]]
+        if not places:
+            assert row["top_position"] is None
+            assert np.isnan(row["top_position_share"])
+            assert np.isnan(row["effective_positions"])
+            continue
+        counts = {p: places.count(p) for p in sorted(set(places))}
+        best = max(counts, key=lambda p: (counts[p], -p))
+        assert row["top_position"] == best
+        assert row["top_position_share"] == pytest.approx(counts[best] / len(places))
+        inverse = len(places) ** 2 / sum(n * n for n in counts.values())
+        assert row["effective_positions"] == pytest.approx(inverse)
 
 
-def occurrences(acts, index):
-    columns = (acts.feature[index], acts.block[index], acts.position[index])
-    return list(zip(*(c.tolist() for c in columns), strict=True))
+@pytest.mark.parametrize("n_strong", [1, 7, 200])
+def test_token_traits(dense, acts, text, monkeypatch, n_strong):
+    monkeypatch.setattr(corpus, "N_STRONG", n_strong)
+    tokens = text.store.tokens
+    for feature, row in enumerate(rows_of(corpus.token_traits(acts, text))):
+        kept = strongest(firings(dense, feature))[:n_strong]
+        at = [int(tokens[b, p]) for b, p, _ in kept]
+        pairs = [(int(tokens[b, p - 1]), int(tokens[b, p])) for b, p, _ in kept]
+        if not kept:
+            assert row["top_token"] is None
+            assert np.isnan(row["top_token_share"])
+            continue
+        assert row["top_token"] == max(set(at), key=lambda t: (at.count(t), -t))
+        assert row["top_token_share"] == pytest.approx(max(map(at.count, at)) / len(at))
+        assert row["top_pair_share"] == pytest.approx(max(map(pairs.count, pairs)) / len(pairs))
 
 
-def test_top_examples(dense, acts):
-    found = occurrences(acts, corpus.top_examples(acts))
-    expected = [(f, b, p) for f in range(D_SAE) for b, p, _ in expected_top(dense, f)]
-    assert found == expected
-    counts = [sum(f == n for f, _, _ in found) for n in range(D_SAE)]
-    assert counts[SILENT] == 0, "never padded"
-    assert counts[ONCE] == 1
-    assert max(counts) == 20
+def test_text_is_looked_up_by_occurrence(text):
+    occurrence = np.array([CONTEXT + 3, 5])
+    assert text.token(occurrence).tolist() == [text.store.tokens[1, 3], text.store.tokens[0, 5]]
+    for first in (1, 2):
+        expected = np.bincount(text.store.tokens[:, first:].ravel(), minlength=D_VOCAB)
+        assert text.occurrences(first).tolist() == expected.tolist()
 
 
-def test_top_examples_take_one_per_block_and_the_earlier_of_equals():
-    acts = FeatureActs.collect(
-        [([0] * 5, [2 * CONTEXT + 4, 2 * CONTEXT + 2, 1 * CONTEXT + 8, 5, 3 * CONTEXT + 1], [2, 2, 2, 1, 5])],
-        1,
-        CONTEXT,
-    )
-    assert occurrences(acts, corpus.top_examples(acts)) == [(0, 3, 1), (0, 1, 8), (0, 2, 2), (0, 0, 5)]
-
-
-def test_top_examples_of_a_silent_sae():
-    assert len(corpus.top_examples(NOTHING)) == 0
-
-
-# ---------------------------------------------------------------- quantile groups
-
-
-def rank_from_bottom(dense, feature):
-    """{(block, position): (rank from the weakest, number of firings)}."""
-    rows = strongest(firings(dense, feature))[::-1]
-    return {(b, p): (r, len(rows)) for r, (b, p, _) in enumerate(rows)}
-
-
-def test_quantile_examples_come_from_their_tenth(dense, acts):
-    index, group = corpus.quantile_examples(acts, seed=3)
-    found = list(zip(occurrences(acts, index), group.tolist(), strict=True))
-    assert len({o for o, _ in found}) == len(found), "no token twice"
-    for feature in range(D_SAE):
-        places = rank_from_bottom(dense, feature)
-        sizes = [0] * 10
-        for rank, n in places.values():
-            sizes[rank * 10 // n] += 1
-        if len(places) >= 10:
-            assert max(sizes) - min(sizes) <= 1, "groups of equal count"
-        drawn = [0] * 10
-        for (f, b, p), g in found:
-            if f == feature:
-                rank, n = places[b, p]
-                assert g == rank * 10 // n
-                drawn[g] += 1
-        assert drawn == [min(5, s) for s in sizes]
-
-
-def test_quantile_examples_are_sorted_by_feature_group_and_strength(acts):
-    index, group = corpus.quantile_examples(acts, seed=3)
-    keys = [
-        (f, g, -v, t)
-        for f, g, v, t in zip(
-            acts.feature[index], group, acts.value[index].tolist(), acts.token[index], strict=True
-        )
-    ]
-    assert keys == sorted(keys)
-
-
-def test_quantile_examples_depend_on_the_seed_alone(dense, acts):
-    block, position, feature = np.nonzero(dense)
-    token, value = block * CONTEXT + position, dense[block, position, feature]
-    rng = np.random.default_rng(1)
-    owner = rng.integers(0, 3, len(token))
-    shards = []
-    for s in range(3):
-        mine = rng.permutation(np.flatnonzero(owner == s))
-        shards.append(FeatureActs.collect([(feature[mine], token[mine], value[mine])], D_SAE, CONTEXT))
-    other = FeatureActs.merge([shards[2], shards[0], shards[1]])
-    for a, b in zip(corpus.quantile_examples(acts, 3), corpus.quantile_examples(other, 3), strict=True):
-        assert np.array_equal(a, b)
-    assert not np.array_equal(corpus.quantile_examples(acts, 3)[0], corpus.quantile_examples(acts, 4)[0])
-
-
-def test_draws_are_uniform():
-    """A group of 1000 draws 5: over 400 seeds each quarter of it is drawn about 500 times of 2000."""
-    n = 10_000
-    acts = FeatureActs.collect([(np.zeros(n), np.arange(n), np.linspace(1, 2, n))], 1, CONTEXT)
-    drawn = np.concatenate([corpus.quantile_examples(acts, seed)[0][:5] for seed in range(400)])
-    assert drawn.max() < 1000
-    counts = np.bincount(drawn // 250, minlength=4)
-    assert counts.sum() == 2000
-    assert ((counts - 500) ** 2 / 500).sum() < 16.3  # chi-squared, 3 degrees of freedom, p = 0.001
-    assert len(np.unique(drawn)) > 750  # 865 are expected when each is as likely as the others
-
-
-def test_quantile_examples_of_a_silent_sae():
-    index, group = corpus.quantile_examples(NOTHING, 0)
-    assert len(index) == len(group) == 0
-
-
-# ---------------------------------------------------------------- the table of examples
-
-
-def test_examples_show_the_whole_block(dense, acts):
-    rows = rows_of(corpus.examples(acts, seed=3))
-    for row in rows:
-        f, b, p = row["feature"], row["block"], row["position"]
-        assert row["activation"] == float(dense[b, p, f]) > 0
-        on = [q for q in range(CONTEXT) if dense[b, q, f] > 0]
-        assert row["active_positions"] == on
-        assert row["active_values"] == [float(dense[b, q, f]) for q in on]
-
-
-def test_examples_are_the_top_ones_and_the_drawn_ones(dense, acts):
-    rows = rows_of(corpus.examples(acts, seed=3))
-    index, group = corpus.quantile_examples(acts, seed=3)
-    expected: dict[tuple[int, str], list[tuple[int, int]]] = {}
-    for feature in range(D_SAE):
-        for b, p, _ in expected_top(dense, feature):
-            expected.setdefault((feature, "top"), []).append((b, p))
-    for (f, b, p), g in zip(occurrences(acts, index), group.tolist(), strict=True):
-        expected.setdefault((f, f"q{g}"), []).append((b, p))
-    found: dict[tuple[int, str], list[tuple[int, int]]] = {}
-    for row in rows:
-        mine = found.setdefault((row["feature"], row["example_group"]), [])
-        assert row["rank"] == len(mine), "ranks count from 0 in the order of the rows"
-        mine.append((row["block"], row["position"]))
-    assert found == expected
-
-
-def test_examples_of_a_silent_sae():
-    assert rows_of(corpus.examples(NOTHING, 0)) == []
+def test_a_range_of_features_gives_the_rows_of_the_whole(dense, acts, text):
+    """Every summary of features 2 to 4 alone is the summary of all, cut out and renumbered."""
+    part = acts_of(dense[..., 2:5])
+    for summary in (
+        corpus.activation_histogram,
+        corpus.positions,
+        lambda a: corpus.feature_statistics(a, text),
+        lambda a: corpus.token_stats(a, text),
+    ):
+        mine = [{**r, "feature": r["feature"] + 2} for r in rows_of(summary(part))]
+        assert mine == [r for r in rows_of(summary(acts)) if 2 <= r["feature"] < 5]

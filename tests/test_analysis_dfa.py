@@ -7,9 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.analysis import dfa
-from atlas.analysis.dfa import Attributions, DFAPass, Kept, columns_of, contributions, dfa_share, largest
+from atlas.analysis.dfa import DFAPass, Kept, contributions, largest
+from atlas.analysis.dfa_rows import DFARows, Rows, StoredRows, columns_of
+from atlas.analysis.dfa_sums import DFASums, matched_prefix
+from atlas.analysis.examples import GROUPS, TOP
 from atlas.configs import ARCHITECTURES, NORMALISATIONS, SPARSE_BY_K
 from atlas.corpus.tokens import TokenStore
+from atlas.errors import StoreError
 from atlas.lm.hooks import capture
 from atlas.progress import NullProgress
 from atlas.sites import Site
@@ -23,14 +27,14 @@ TOKENS = random_tokens(7, 10)
 def test_dense_matrix_against_a_triple_loop():
     g = torch.Generator().manual_seed(0)
     pattern = torch.rand(3, 5, 5, generator=g).tril()
-    v, W = torch.randn(5, 3, 4, generator=g), torch.randn(3, 4, 2, generator=g)
+    v, W = torch.randn(5, 3, 4, generator=g), torch.randn(2, 3, 4, generator=g)
     position = torch.tensor([4, 1])
     dense = contributions(pattern, v, W, position)
     assert dense.shape == (2, 3, 5)
     for i, p in enumerate(position.tolist()):
         for h in range(3):
             for source in range(5):
-                dot = sum(v[source, h, d].item() * W[h, d, i].item() for d in range(4))
+                dot = sum(v[source, h, d].item() * W[i, h, d].item() for d in range(4))
                 assert dense[i, h, source].item() == pytest.approx(
                     pattern[h, p, source].item() * dot, abs=1e-6
                 )
@@ -94,24 +98,46 @@ def store(tmp_path_factory):
 
 
 def kept_examples(d_sae: int, seed: int) -> Kept:
-    """Examples in no order, some blocks with several and block 2 with none."""
+    """Examples in the order of the table, some blocks with several and block 2 with none."""
     rng = np.random.default_rng(seed)
-    block = rng.choice([0, 1, 3, 4, 5, 6], 25)
-    return Kept(rng.integers(0, d_sae, 25), block, rng.integers(1, 10, 25))
+    feature = np.sort(rng.integers(0, d_sae, 25))
+    code = np.where(np.arange(25) % 3, TOP, 4)
+    order = np.lexsort((code, feature))
+    block, position = rng.choice([0, 1, 3, 4, 5, 6], 25), rng.integers(1, 10, 25)
+    return Kept(feature, code[order], np.arange(25), block, position)
+
+
+def attribute(model, saes, kept, store) -> list[Rows]:
+    """The rows of each SAE, in the order of its kept examples."""
+    work = DFAPass(model, saes, kept)
+    work.run(store, NullProgress())
+    return [joined(rows) for rows in work.rows]
+
+
+def joined(rows: DFARows) -> Rows:
+    return Rows(*(np.concatenate(parts) for parts in zip(*rows.parts, strict=True))).sorted()
+
+
+def sources_of(found: Rows, i: int) -> np.ndarray:
+    ends = found.rows["n_sources"].cumsum()
+    return found.sources[ends[i] - found.rows["n_sources"][i] : ends[i]]
 
 
 @pytest.fixture(scope="module", params=["raw", "folded"])
 def attributed(request, store):
     model = tiny_model(request.param)
-    saes = [random_sae("L00.z", seed=1), random_sae("L01.z", seed=2, k=4)]
-    kept = [kept_examples(20, 1), kept_examples(20, 2)]
+    saes = [
+        random_sae("L00.z", seed=1), random_sae("L01.z", seed=2, k=4), random_sae("L01.H01.z", d_in=D_HEAD, seed=6),
+        random_sae("L01.attn_out", seed=7),
+    ]  # fmt: skip
+    kept = [kept_examples(20, n) for n in range(1, 5)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dfa, "BATCH_BLOCKS", 2)
-        found = DFAPass(model, saes, kept).run(store, NullProgress())
+        found = attribute(model, saes, kept, store)
     sites = [sae.info.site for sae in saes]
     hooks = [f"blocks.{layer}.attn.hook_{what}" for layer in (0, 1) for what in ("pattern", "v")]
     z, raw = capture(model, torch.from_numpy(TOKENS), sites, hooks)
-    return list(zip(saes, kept, found, [z[s] for s in sites], strict=True)), raw
+    return list(zip(saes, kept, found, [z[s] for s in sites], strict=True)), raw, model
 
 
 def test_contributions_and_bias_give_the_preactivation(attributed):
@@ -121,59 +147,86 @@ def test_contributions_and_bias_give_the_preactivation(attributed):
             x = z[kept.block[i], kept.position[i]].double()
             pre = (x - sae.b_dec.double()) @ sae.W_enc[:, f].double() + sae.b_enc[f].double()
             bias = sae.b_enc[f].double() - sae.b_dec.double() @ sae.W_enc[:, f].double()
-            assert found.pre_activation[i] == pytest.approx(pre.item(), abs=1e-5)
-            assert found.by_head[i].sum() + bias.item() == pytest.approx(pre.item(), abs=1e-5)
-            assert sae.bias_term[f].item() == pytest.approx(bias.item(), abs=1e-5)
+            assert found.rows["pre"][i] == pytest.approx(pre.item(), abs=1e-5)
+            assert found.by_head[i].sum() + found.rows["bias"][i] == pytest.approx(pre.item(), abs=1e-5)
+            if sae.info.site.kind == "z":
+                assert found.rows["bias"][i] == pytest.approx(bias.item(), abs=1e-5)
 
 
 def test_heads_parts_are_the_heads_parts_of_x(attributed):
-    for sae, kept, found, z in attributed[0]:
+    for sae, kept, found, z in attributed[0][:2]:
         for i in range(len(kept.feature)):
             x = z[kept.block[i], kept.position[i]].reshape(N_HEADS, D_HEAD)
             W = sae.W_enc[:, kept.feature[i]].reshape(N_HEADS, D_HEAD)
             np.testing.assert_allclose(found.by_head[i], (x * W).sum(1).numpy(), atol=1e-5)
 
 
+def dense_by_loop(sae, model, raw, f, b, p) -> dict[tuple[int, int], float]:
+    """Every (head, source) contribution, in float64 and without matrix products."""
+    site = sae.info.site
+    pattern, v = (raw[f"blocks.{site.layer}.attn.hook_{what}"].double() for what in ("pattern", "v"))
+    W = sae.W_enc[:, f].double()
+    if site.kind == "attn_out":
+        W = torch.stack([model.W_O(site.layer)[h].double() @ W for h in range(N_HEADS)])
+    heads = range(N_HEADS) if site.head is None else [site.head]
+    W = W.reshape(len(heads), D_HEAD)
+    return {
+        (h, s): (pattern[b, h, p, s] * (v[b, s, h] @ W[n])).item()
+        for n, h in enumerate(heads)
+        for s in range(10)
+    }
+
+
 def test_stored_sources_are_the_largest_of_a_loop(attributed):
-    examples, raw = attributed
+    examples, raw, model = attributed
     for sae, kept, found, _ in examples:
-        layer = sae.info.site.layer
-        pattern, v = (raw[f"blocks.{layer}.attn.hook_{what}"].double() for what in ("pattern", "v"))
-        for i, (f, b, p) in enumerate(zip(*kept, strict=True)):
-            W = sae.W_enc[:, f].double().reshape(N_HEADS, D_HEAD)
-            dense = {
-                (h, s): (pattern[b, h, p, s] * (v[b, s, h] @ W[h])).item()
-                for h in range(N_HEADS)
-                for s in range(10)
-            }
-            n = found.n_sources[i]
-            stored = list(zip(found.head[i, :n].tolist(), found.source[i, :n].tolist(), strict=True))
-            assert len(set(stored)) == n
-            assert all(s <= p for _, s in stored), "attention looks back only"
-            expected = [dense[place] for place in stored]
-            np.testing.assert_allclose(found.contribution[i, :n], expected, atol=1e-5)
-            np.testing.assert_allclose(np.abs(expected), np.abs(by_rule(list(dense.values()))), atol=1e-5)
-            for h in range(N_HEADS):
+        for i, (f, b, p) in enumerate(zip(kept.feature, kept.block, kept.position, strict=True)):
+            dense = dense_by_loop(sae, model, raw, f, b, p)
+            row, stored = found.rows[i], sources_of(found, i)
+            places = list(zip(stored["head"].tolist(), stored["source"].tolist(), strict=True))
+            assert len(set(places)) == len(places) == row["n_sources"]
+            assert all(s <= p for _, s in places), "attention looks back only"
+            expected = np.array([dense[place] for place in places])
+            values = stored["weight"] * row["unit"]
+            assert np.abs(values).max() == pytest.approx(np.abs(expected).max(), abs=1e-5)
+            np.testing.assert_allclose(values, expected, atol=row["unit"] / 2 + 1e-5)
+            largest_by_rule = np.abs(by_rule(list(dense.values())))
+            np.testing.assert_allclose(np.abs(expected), largest_by_rule, rtol=1e-3, atol=1e-5)
+            for n, h in enumerate(sorted({h for h, _ in dense})):
                 whole = sum(value for (head, _), value in dense.items() if head == h)
-                assert found.by_head[i, h] == pytest.approx(whole, abs=1e-5)
+                assert found.by_head[i, n] == pytest.approx(whole, abs=1e-5)
+            best = max(dense, key=lambda place: dense[place])
+            top = (int(row["top_head"]), int(row["top_source"]))
+            assert top == (best if dense[best] > 0 else (-1, -1))
 
 
-def test_batches_do_not_matter(store, monkeypatch):
+def test_batches_and_parts_of_the_text_do_not_matter(store, tmp_path, monkeypatch):
     sae, kept = random_sae("L01.z", seed=2), kept_examples(20, 2)
-    whole = DFAPass(tiny_model(), [sae], [kept]).run(store, NullProgress())[0]
+    (whole,) = attribute(tiny_model(), [sae], [kept], store)
     monkeypatch.setattr(dfa, "BATCH_BLOCKS", 2)
-    parts = DFAPass(tiny_model(), [sae], [kept]).run(store, NullProgress())[0]
-    assert np.array_equal(whole.n_sources, parts.n_sources)
-    np.testing.assert_allclose(whole.by_head, parts.by_head, atol=1e-5)
-    np.testing.assert_allclose(whole.pre_activation, parts.pre_activation, atol=1e-5)
+    for n, inside in enumerate((kept.block < 3, kept.block >= 3)):
+        work = DFAPass(tiny_model(), [sae], [kept.at(inside)])
+        work.run(store, NullProgress())
+        work.rows[0].save(tmp_path / str(n))
+    stored = StoredRows([tmp_path / "1", tmp_path / "0"])
+    parts = [stored.read(range(start, start + 7)) for start in range(0, 20, 7)]
+    merged = Rows(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+    for name in ("feature", "code", "rank", "block", "n_sources", "top_source", "matched"):
+        assert np.array_equal(whole.rows[name], merged.rows[name]), name
+    assert np.array_equal(whole.sources[["head", "source"]], merged.sources[["head", "source"]])
+    np.testing.assert_allclose(whole.by_head, merged.by_head, atol=1e-5)
+    np.testing.assert_allclose(whole.rows["pre"], merged.rows["pre"], atol=1e-5)
+    data = bytearray((tmp_path / "0" / "sources.npy").read_bytes())
+    data[-1] ^= 4
+    (tmp_path / "0" / "sources.npy").write_bytes(bytes(data))
+    with pytest.raises(StoreError, match="sources"):
+        StoredRows([tmp_path / "0"])
 
 
 def test_folded_values_hold_no_value_bias(store):
     """The raw pre-activation's heads differ from the folded ones by the constant through W_enc."""
     sae, kept = random_sae("L01.z", seed=3), kept_examples(20, 3)
-    raw, folded = (
-        DFAPass(tiny_model(p), [sae], [kept]).run(store, NullProgress())[0] for p in ("raw", "folded")
-    )
+    raw, folded = (attribute(tiny_model(p), [sae], [kept], store)[0] for p in ("raw", "folded"))
     site = Site("z", 1)
     tokens = torch.from_numpy(TOKENS)
     shift = (
@@ -218,61 +271,159 @@ def test_attribution_is_exact_for_every_kind_of_sae(store, architecture, normali
         rescale_acts_by_decoder_norm=b_dec_rescale[1],
     )
     kept = kept_examples(20, 4)
-    (found,) = DFAPass(tiny_model(), [sae], [kept]).run(store, NullProgress())
+    (found,) = attribute(tiny_model(), [sae], [kept], store)
     z = capture(tiny_model(), torch.from_numpy(TOKENS), [sae.info.site])[0][sae.info.site].double().numpy()
-    for i, (f, b, p) in enumerate(zip(*kept, strict=True)):
+    for i, (f, b, p) in enumerate(zip(kept.feature, kept.block, kept.position, strict=True)):
         pre, parts = preactivation_by_hand(sae, z[b, p], f)
-        assert found.pre_activation[i] == pytest.approx(pre, abs=2e-5)
+        assert found.rows["pre"][i] == pytest.approx(pre, abs=2e-5)
         assert found.by_head[i].sum() + sae.bias_term[f].item() == pytest.approx(pre, abs=2e-5)
         np.testing.assert_allclose(found.by_head[i], parts, atol=2e-5)
 
 
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_attn_out_is_exact_with_biases_and_normalised_inputs(store, normalisation):
+    sae = random_sae("L01.attn_out", seed=8, normalize_activations=normalisation)
+    kept = kept_examples(20, 5)
+    (found,) = attribute(tiny_model(), [sae], [kept], store)
+    x = capture(tiny_model(), torch.from_numpy(TOKENS), [sae.info.site])[0][sae.info.site].double().numpy()
+    for i, (f, b, p) in enumerate(zip(kept.feature, kept.block, kept.position, strict=True)):
+        pre, _ = preactivation_by_hand(sae, x[b, p], f)
+        assert found.rows["pre"][i] == pytest.approx(pre, abs=2e-5)
+        assert found.by_head[i].sum() + found.rows["bias"][i] == pytest.approx(pre, abs=2e-5)
+
+
 def test_no_examples(store):
-    nothing = Kept(*(np.empty(0, np.int64) for _ in range(3)))
-    (found,) = DFAPass(tiny_model(), [random_sae("L00.z")], [nothing]).run(store, NullProgress())
+    nothing = Kept(*(np.empty(0, np.int64) for _ in range(5)))
+    (found,) = attribute(tiny_model(), [random_sae("L00.z")], [nothing], store)
     assert found.by_head.shape == (0, N_HEADS)
-    columns = columns_of(found, np.empty(0, np.float32))
+    columns = columns_of(found)
     assert len(columns["by_head"]) == len(columns["sources"]) == 0
 
 
-# ---------------------------------------------------------------- columns and shares
-
-
-def made_up(by_head, n_sources=None):
-    by_head = np.array(by_head, np.float32)
-    n = len(by_head)
-    counts = np.array(n_sources or [0] * n, np.int16)
-    head, source = np.arange(n * 3).reshape(n, 3), 10 + np.arange(n * 3).reshape(n, 3)
-    value = np.arange(n * 3).reshape(n, 3) / 2
-    return Attributions(
-        by_head,
-        np.arange(n, dtype=np.float32),
-        head.astype(np.int16),
-        source.astype(np.int16),
-        value.astype(np.float32),
-        counts,
-    )
-
-
-def test_columns_hold_each_examples_own_sources():
-    columns = columns_of(made_up([[1, 2], [3, 4], [5, 6]], [2, 0, 3]), np.array([7, 8, 9], np.float32))
-    assert columns["by_head"].to_pylist() == [[1, 2], [3, 4], [5, 6]]
+def test_columns_hold_each_examples_own_sources(attributed):
+    _, kept, found, _ = attributed[0][0]
+    columns = columns_of(found)
+    assert columns["example_group"].tolist() == GROUPS[kept.code].tolist()
     assert columns["sources"].type == SOURCES
-    assert columns["sources"].to_pylist() == [
-        [{"head": 0, "source": 10, "contribution": 0.0}, {"head": 1, "source": 11, "contribution": 0.5}],
-        [],
-        [{"head": j, "source": 10 + j, "contribution": j / 2} for j in (6, 7, 8)],
-    ]
-    assert columns["bias_term"].tolist() == [7, 8, 9]
-    assert columns["pre_activation"].tolist() == [0, 1, 2]
+    assert columns["by_head"].to_pylist() == found.by_head.tolist()
+    for i, sources in enumerate(columns["sources"].to_pylist()):
+        expected = [tuple(row) for row in sources_of(found, i).tolist()]
+        assert [tuple(s.values()) for s in sources] == expected
 
 
-def test_dfa_share_is_the_mean_over_top_examples():
-    a = made_up([[1, 3], [2, 2], [9, 1], [-1, 3], [1, -1]])
-    feature = np.array([0, 0, 0, 2, 3])
-    is_top = np.array([True, True, False, True, True])
-    share = dfa_share(a, feature, is_top, 4)
-    assert share[0].tolist() == [(0.25 + 0.5) / 2, (0.75 + 0.5) / 2]
-    assert np.isnan(share[1]).all()
-    assert share[2].tolist() == [-0.5, 1.5]
-    assert np.isnan(share[3]).all(), "p is zero"
+# ---------------------------------------------------------------- where the evidence lies
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 2), min_size=3, max_size=9), st.data())
+def test_matched_prefix_by_comparing_stretches(text, data):
+    tokens = np.array([0, *text])
+    p = data.draw(st.integers(1, len(tokens) - 1))
+    s = data.draw(st.integers(-1, p))
+    expected = 0
+    if 2 <= s < p:
+        for n in range(1, s):
+            if tokens[s - n : s].tolist() == tokens[p - n + 1 : p + 1].tolist():
+                expected = n
+    (found,) = matched_prefix(tokens, np.array([p]), np.array([s]))
+    assert found == expected
+
+
+def sums_by_loop(tokens, position, dense) -> dict[str, np.ndarray]:
+    """Positive DFA of one example by kind of source, [heads], and what distances take."""
+    positive = np.maximum(dense, 0)
+    p, kinds = position, {}
+    for s in range(p + 1):
+        here = {
+            "bos": s == 0,
+            "current": s == p,
+            "previous": s == p - 1 and s > 0,
+            "same_token": 0 < s < p and tokens[s] == tokens[p],
+            "after_match": 2 <= s < p and tokens[s - 1] == tokens[p],
+            "local": s > 0 and 1 <= p - s <= 8,
+            "long_range": s > 0 and p - s > 32,
+            "not_bos": s > 0,
+            "all": True,
+        }
+        for name, yes in here.items():
+            kinds[name] = kinds.get(name, 0) + yes * positive[:, s]
+        kinds["weighted"] = kinds.get("weighted", 0) + (s > 0) * (p - s) * positive[:, s]
+    return kinds
+
+
+def random_top_examples(seed: int, n_blocks: int, context: int = 50):
+    """(features, positions, tokens, dense DFA) of some top examples in each block."""
+    rng = np.random.default_rng(seed)
+    for _ in range(n_blocks):
+        tokens = np.concatenate([[0], rng.integers(1, 6, context - 1)])
+        n = int(rng.integers(1, 5))
+        position = rng.integers(1, context, n)
+        dense = rng.standard_normal((n, 2, context)).astype(np.float32)
+        dense *= (np.arange(context) <= position[:, None])[:, None]
+        yield rng.integers(0, 3, n), position, tokens, dense
+
+
+def sums_of(parts) -> DFASums:
+    sums = DFASums(4, 2)
+    for feature, position, tokens, dense in parts:
+        matched = matched_prefix(tokens, position, dense.max(1).argmax(1))
+        sums.update(feature, position, tokens, torch.from_numpy(dense), matched)
+    return sums
+
+
+def test_sums_by_head_distance_and_kind_against_a_loop():
+    parts = list(random_top_examples(0, 12))
+    sums, by_feature = sums_of(parts), {}
+    for features, positions, tokens, dense in parts:
+        for f, p, d in zip(features, positions, dense, strict=True):
+            by_feature.setdefault(int(f), []).append((sums_by_loop(tokens, p, d), p, d))
+    summary, heads, bins = sums.summary(), sums.head_columns(), sums.distances()
+    assert summary["feature"].tolist() == sorted(by_feature)
+    for row, f in enumerate(sorted(by_feature)):
+        found = by_feature[f]
+        assert summary["n"][row] == len(found)
+        total = {name: sum(kinds[name] for kinds, _, _ in found) for name in found[0][0]}
+        for name in ("bos", "current", "previous", "same_token", "after_match", "local", "long_range"):
+            assert summary[name][row] == pytest.approx(total[name].sum() / total["all"].sum(), rel=1e-5)
+            if name not in ("local", "long_range"):
+                np.testing.assert_allclose(
+                    heads[f"dfa_{name}"].reshape(4, 2)[f], total[name] / total["all"], rtol=1e-5
+                )
+        np.testing.assert_allclose(
+            heads["dfa_distance"].reshape(4, 2)[f], total["weighted"] / total["not_bos"], rtol=1e-5
+        )
+        far = total["weighted"].sum() / total["not_bos"].sum()
+        assert summary["distance"][row] == pytest.approx(far, rel=1e-5)
+        share = np.mean([d.sum(1) / d.sum() for _, _, d in found], axis=0)
+        np.testing.assert_allclose(sums.dfa_share()[f], share, rtol=2e-4)
+        mine = bins["feature"] == f
+        assert bins["share"][mine].sum() == pytest.approx(1)
+        for low, high, part, less in zip(
+            *(bins[c][mine] for c in ("low", "high", "share", "negative")), strict=True
+        ):
+            expected = np.zeros(2)
+            for _, p, d in found:
+                for s in range(p + 1):
+                    if (s == 0 and low == -1) or (s > 0 and low <= p - s <= high and low >= 0):
+                        expected += [np.maximum(d[:, s], 0).sum(), np.maximum(-d[:, s], 0).sum()]
+            np.testing.assert_allclose([part, less], expected / total["all"].sum(), rtol=1e-4, atol=1e-7)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 50), st.integers(1, 6), st.integers(0, 6))
+def test_sums_merge(seed, n, cut):
+    parts = list(random_top_examples(seed, n))
+    one, other, whole = sums_of(parts[:cut]), sums_of(parts[cut:]), sums_of(parts)
+    for merged in (one.merge(other), other.merge(one)):
+        for name, expected in vars(whole).items():
+            np.testing.assert_allclose(vars(merged)[name], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_sums_on_disk(tmp_path):
+    sums = sums_of(random_top_examples(1, 4))
+    sums.save(tmp_path / "s.npz")
+    for name, expected in vars(sums).items():
+        assert np.array_equal(vars(DFASums.load(tmp_path / "s.npz"))[name], expected)
+    (tmp_path / "s.npz").write_bytes(b"PK")
+    with pytest.raises(StoreError, match=r"s\.npz"):
+        DFASums.load(tmp_path / "s.npz")

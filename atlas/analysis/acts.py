@@ -13,15 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from atlas.analysis.arrays import open_arrays, save_arrays
 from atlas.errors import StoreError
 
-# What numpy raises for a file that is missing, empty, cut short, altered, or not one of its own.
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile)
 AT_ONCE = 1 << 21
 """Activations that are summarised at once: about 100 bytes of working memory each."""
 _VALUE_BITS = 31
@@ -123,11 +121,10 @@ class FeatureActs:
 
     def save(self, folder: Path) -> None:
         """Write as flat files into a new folder."""
-        folder.mkdir()
-        np.save(folder / "starts.npy", np.concatenate([[self.context], self.starts]))
         wide = self.token.max(initial=0) > np.iinfo(np.uint32).max
-        np.save(folder / "token.npy", self.token.astype(np.uint64 if wide else np.uint32))
-        np.save(folder / "value.npy", self.value)
+        token = self.token.astype(np.uint64 if wide else np.uint32)
+        head = np.concatenate([[self.context], self.starts])
+        save_arrays(folder, {"starts": head, "token": token, "value": self.value})
 
     @classmethod
     def load(cls, folder: Path) -> "FeatureActs":
@@ -190,15 +187,10 @@ class StoredActs:
 
 
 def _open(folder: Path) -> tuple[int, Ints, npt.NDArray, Floats]:
-    try:
-        head = np.load(folder / "starts.npy", allow_pickle=False)
-        token = np.load(folder / "token.npy", mmap_mode="r", allow_pickle=False)
-        value = np.load(folder / "value.npy", mmap_mode="r", allow_pickle=False)
-        if len(token) != head[-1] or len(value) != head[-1]:
-            raise ValueError(f"{len(token)} tokens and {len(value)} values instead of {head[-1]}")
-    except (*UNREADABLE, IndexError) as error:
-        raise StoreError(f"activations in {str(folder)!r} cannot be read: {error}") from None
-    return int(head[0]), head[1:].astype(np.int64), token, value
+    head, token, value = open_arrays(folder, ("starts", "token", "value")).values()
+    if len(head) < 2 or not len(token) == len(value) == head[-1]:
+        raise StoreError(f"activations in {str(folder)!r} do not belong together")
+    return int(head[0]), np.asarray(head[1:]), token, value
 
 
 def sorted_within(group: Ints, key: npt.NDArray, n_groups: int, key_bits: int) -> Ints:

@@ -26,6 +26,7 @@ from torch import Tensor
 from atlas.analysis.acts import Ints
 from atlas.analysis.dfa_rows import DFARows, Sources, Split
 from atlas.analysis.dfa_sums import DFASums, matched_prefix
+from atlas.analysis.examples import TOP
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
 from atlas.lm.hooks import capture
@@ -48,9 +49,13 @@ class Kept(NamedTuple):
     rank: Ints
     block: Ints
     position: Ints
-    is_top: npt.NDArray[np.bool_]
 
-    def at(self, rows: npt.NDArray) -> "Kept":
+    @property
+    def is_top(self) -> npt.NDArray[np.bool_]:
+        """Which of them are top examples."""
+        return self.code == TOP
+
+    def at(self, rows: npt.NDArray | slice) -> "Kept":
         """Some of the examples."""
         return Kept(*(column[rows] for column in self))
 
@@ -105,11 +110,11 @@ def contributions(
 
 
 class Largest(NamedTuple):
-    """Flat indices and values [n, kept] of the largest contributions, and how many of them count."""
+    """Places in head x source and values [n, kept] of the largest contributions, and how many are kept."""
 
-    index: Ints
+    place: Ints
     value: npt.NDArray[np.float32]
-    count: Ints
+    n: Ints
 
 
 def largest(dense: Float[Tensor, "n heads key"]) -> Largest:
@@ -170,7 +175,9 @@ class DFAPass:
 
     def run(self, store: TokenStore, progress: Progress) -> None:
         """Attribute every kept example."""
-        blocks = np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0)
+        blocks = (
+            np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0, np.int64)
+        )
         with lanes() as pool:
             for start in range(0, len(blocks), BATCH_BLOCKS):
                 self._batch(store, blocks[start : start + BATCH_BLOCKS], pool)
@@ -236,7 +243,7 @@ class DFAPass:
 def _strongest(found: Largest, dense: Float[Tensor, "n heads key"], heads: Ints) -> tuple[Ints, Ints]:
     """Head and source of the largest positive contribution; -1 where there is none."""
     at, row = (found.value > 0).argmax(1), np.arange(len(found.value))
-    index, positive = found.index[row, at], found.value[row, at] > 0
+    index, positive = found.place[row, at], found.value[row, at] > 0
     # Where all that is kept is negative, the largest positive one is farther down.
     if not positive.all():
         rest = dense.flatten(1)[torch.from_numpy(~positive).to(dense.device)]
@@ -248,5 +255,5 @@ def _strongest(found: Largest, dense: Float[Tensor, "n heads key"], heads: Ints)
 
 def _named(found: Largest, heads: Ints, key: int) -> Sources:
     """The largest contributions by head and source."""
-    head, source = np.divmod(found.index, key)
-    return Sources(heads[head], source, found.value, found.count)
+    head, source = np.divmod(found.place, key)
+    return Sources(heads[head], source, found.value, found.n)

@@ -14,7 +14,8 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
-from atlas.analysis.acts import UNREADABLE, Ints
+from atlas.analysis.acts import Ints
+from atlas.analysis.arrays import open_arrays, save_arrays
 from atlas.analysis.examples import GROUPS
 from atlas.errors import StoreError
 from atlas.tables import SOURCES
@@ -28,7 +29,6 @@ _ROW = np.dtype(
     ]
 )  # fmt: skip
 _SOURCE = np.dtype([("head", "i2"), ("source", "i2"), ("weight", "i2")])
-_FILES = ("rows", "by_head", "sources")
 
 
 class Rows(NamedTuple):
@@ -58,12 +58,12 @@ class Split(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """The largest contributions of examples [n, kept], largest first, and how many of them count."""
+    """The largest contributions of examples [n, kept], largest first, and how many of them are kept."""
 
     head: Ints
     source: Ints
     value: npt.NDArray[np.float32]
-    count: Ints
+    n: Ints
 
 
 class DFARows:
@@ -100,10 +100,8 @@ class DFARows:
 
     def save(self, folder: Path) -> None:
         """Write into a new folder, sorted by feature."""
-        folder.mkdir()
         joined = Rows(*(np.concatenate(parts) for parts in zip(*self.parts, strict=True))).sorted()
-        for name, array in zip(_FILES, joined, strict=True):
-            np.save(folder / f"{name}.npy", array)
+        save_arrays(folder, joined._asdict())
 
 
 class StoredRows:
@@ -132,14 +130,10 @@ class StoredRows:
 
 
 def _open(folder: Path) -> Rows:
-    try:
-        found = Rows(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES))
-        if found.rows.dtype != _ROW or found.sources.dtype != _SOURCE:
-            raise ValueError("columns of another version")
-        if len(found.rows) != len(found.by_head) or found.rows["n_sources"].sum() != len(found.sources):
-            raise ValueError("rows and sources do not belong together")
-    except UNREADABLE as error:
-        raise StoreError(f"attributions in {str(folder)!r} cannot be read: {error}") from None
+    found = Rows(**open_arrays(folder, Rows._fields))
+    kinds = found.rows.dtype == _ROW and found.sources.dtype == _SOURCE
+    if not kinds or found.rows["n_sources"].sum() != len(found.sources):
+        raise StoreError(f"attributions in {str(folder)!r} do not belong together")
     return found
 
 

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atlas.analysis.acts import UNREADABLE, Ints
+from atlas.analysis.acts import Ints
+from atlas.analysis.arrays import UNREADABLE
 from atlas.errors import StoreError
 from atlas.tables import DFA_SHARES
 
@@ -175,7 +176,7 @@ class DFASums:
                 found = cls(*file["share"].shape)
                 for name in vars(found):
                     setattr(found, name, file[name])
-        except (*UNREADABLE, TypeError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"sums of attributions in {str(path)!r} cannot be read: {error}") from None
         return found
 

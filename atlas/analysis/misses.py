@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from atlas.analysis.acts import UNREADABLE, rank_in_runs
+from atlas.analysis.acts import rank_in_runs
+from atlas.analysis.arrays import UNREADABLE
 from atlas.analysis.examples import N_NEGATIVE, Misses
 from atlas.errors import StoreError
 
@@ -65,7 +66,7 @@ class NearMisses:
 
     def finish(self, features: range) -> Misses:
         """The near misses of a range of features, numbered from its first."""
-        token, pre = (a[features.start : features.stop] for a in (self.token, self.pre))
+        token, pre = self.token[features.start : features.stop], self.pre[features.start : features.stop]
         feature, slot = np.nonzero(token >= 0)
         return Misses(feature, token[feature, slot], pre[feature, slot])
 
@@ -80,7 +81,7 @@ class NearMisses:
             with np.load(path, allow_pickle=False) as file:
                 pre, token = file["pre"], file["token"]
                 found = cls(len(pre), int(file["context"]), pre.shape[1])
-        except (*UNREADABLE, IndexError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"near misses in {str(path)!r} cannot be read: {error}") from None
         found.pre, found.token = pre, token
         return found

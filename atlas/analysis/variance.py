@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from atlas.analysis.acts import UNREADABLE
+from atlas.analysis.arrays import UNREADABLE
 from atlas.errors import StoreError
 
 LEAST_ACTIVE = 10
@@ -142,7 +142,7 @@ class ActiveShares:
 
     def save(self, path: Path) -> None:
         """Write to an uncompressed .npz file."""
-        np.savez(path, **self.sums)
+        np.savez(path, allow_pickle=False, **self.sums)
 
     def load(self, path: Path) -> "ActiveShares":
         """Read what ``save`` of shares of the same SAE wrote; StoreError if it is damaged."""

@@ -13,7 +13,7 @@ from atlas.analysis.dfa import DFAPass, Kept, reads_heads
 from atlas.analysis.dfa_rows import StoredRows, columns_of
 from atlas.analysis.dfa_sums import DFASums
 from atlas.analysis.dfa_tokens import source_tokens
-from atlas.analysis.examples import GROUPS, NEGATIVE, TOP
+from atlas.analysis.examples import GROUPS, NEGATIVE
 from atlas.analysis.logits import logit_share
 from atlas.analysis.shard import has_heads, load_moments, load_shares
 from atlas.analysis.text import Text
@@ -61,10 +61,10 @@ def _kept(path: Path, blocks: range) -> Kept:
             code = np.searchsorted(GROUPS, rows["example_group"].to_numpy(zero_copy_only=False).astype(str))
             columns = (rows[c].to_numpy().astype(np.int64) for c in ("feature", "rank", "block", "position"))
             feature, rank, block, position = columns
-            part = Kept(feature, code, rank, block, position, code == TOP)
+            part = Kept(feature, code, rank, block, position)
             parts.append(part.at(code != NEGATIVE))
     empty = np.empty(0, np.int64)
-    nothing = Kept(empty, empty, empty, empty, empty, empty.astype(bool))
+    nothing = Kept(empty, empty, empty, empty, empty)
     return Kept(*(np.concatenate(columns) for columns in zip(nothing, *parts, strict=True)))
 
 

@@ -77,7 +77,8 @@ def analysed_blocks(context: Context, store: TokenStore) -> int:
     return min(context.plan.config.analysis.blocks, len(store))
 
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:

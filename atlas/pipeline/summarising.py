@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from atlas.analysis import corpus
-from atlas.analysis.acts import UNREADABLE, FeatureActs
+from atlas.analysis.acts import FeatureActs
+from atlas.analysis.arrays import UNREADABLE
 from atlas.analysis.coactivation import coactivation
 from atlas.analysis.effects import LossEffects
 from atlas.analysis.examples import examples
