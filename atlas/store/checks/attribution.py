@@ -48,7 +48,7 @@ def _pairs(name: str, meaning: str, offends: str, found: str) -> Check:
 
 
 def _stored(name: str, meaning: str, offends: str, found: str) -> Check:
-    """A check of the stored sources of a feature's two strongest examples; lists of all would take minutes."""
+    """A check of the stored sources of a feature's two strongest examples; all would take minutes."""
     query = (
         f"SELECT {_COLUMNS}, {found} AS found FROM (SELECT *, "  # noqa: S608
         "list_transform(weights, lambda x: abs(x::INT)) AS sizes, list_max(weights) AS largest FROM ("
@@ -92,7 +92,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     _stored(
         "dfa.stored", "its top source is the largest positive one stored",
-        "largest > 0 AND coalesce(weights[list_position(pairs, top_source::INT * 1000 + top_head)], 0) != largest",
+        "largest > 0 "
+        "AND coalesce(weights[list_position(pairs, top_source::INT * 1000 + top_head)], 0) != largest",
         "'head ' || top_head || ' source ' || top_source",
     ),
     _stored(
