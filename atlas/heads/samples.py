@@ -127,14 +127,15 @@ class PatternPass:
 
     def _add_statistics(self, layer: int, pattern: Float[Tensor, "batch head query key"]) -> None:
         late = pattern[:, :, 1:]
-        position = torch.arange(pattern.shape[2], device=pattern.device, dtype=pattern.dtype)
-        distance = (position[1:, None] - position[None, :]).abs()
+        summed = pattern.sum(0, dtype=torch.float64)
+        position = torch.arange(pattern.shape[2], device=pattern.device, dtype=torch.float64)
+        distance = (position[:, None] - position[None, :]).abs()
         sums = {
-            "self_attention": pattern.diagonal(0, 2, 3)[..., 1:].sum((0, 2), dtype=torch.float64),
-            "previous_token": pattern.diagonal(-1, 2, 3).sum((0, 2), dtype=torch.float64),
+            "self_attention": summed.diagonal(0, 1, 2)[:, 1:].sum(1),
+            "previous_token": summed.diagonal(-1, 1, 2).sum(1),
             "entropy": -torch.special.xlogy(late, late).sum((0, 2, 3), dtype=torch.float64),
-            "distance": (late * distance).sum((0, 2, 3), dtype=torch.float64),
-            "distance_square": (late * distance.square()).sum((0, 2, 3), dtype=torch.float64),
+            "distance": (summed * distance)[:, 1:].sum((1, 2)),
+            "distance_square": (summed * distance.square())[:, 1:].sum((1, 2)),
             "induction": (pattern * self._copies[:, None].to(pattern)).sum((0, 2, 3), dtype=torch.float64),
         }
         for name, value in sums.items():

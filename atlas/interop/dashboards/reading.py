@@ -63,7 +63,7 @@ def read_saedashboard(folder: Path) -> Tables:
 def saedashboard_batches(folder: Path) -> Iterator[Tables]:
     """The same, a file at a time."""
     settings = folder / SETTINGS
-    about = _parse(settings, settings.read_text("utf8")) if settings.is_file() else {}
+    about = _parse(settings) if settings.is_file() else {}
     for path in _numbered(folder, "batch-*.json"):
         batch = _parse(path)
         rows: Rows = defaultdict(list)
