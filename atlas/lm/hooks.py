@@ -69,6 +69,36 @@ def capture(
     return {s: read_site(raw[s.hook_name], s) for s in sites}, {name: raw[name] for name in extra_hooks}
 
 
+def gradients(
+    model: LanguageModel, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site]
+) -> dict[Site, tuple[Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_in"]]]:
+    """Activations at ``sites``, and the gradient there of the summed next-token cross-entropy (nats).
+
+    One forward and one backward pass; a gradient is that of everything the activation reaches.
+    """
+    raw: dict[str, Tensor] = {}
+
+    def keep_as(name: str) -> Callable[..., Tensor]:
+        def keep(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - the hook protocol passes both
+            # The weights ask for no gradient, so the graph begins at the first activation that does.
+            raw[name] = value if value.requires_grad else value.detach().requires_grad_()
+            return raw[name]
+
+        return keep
+
+    names = list(dict.fromkeys(site.hook_name for site in sites))
+    with torch.enable_grad():
+        logits = _logits(model, tokens, fwd_hooks=[(name, keep_as(name)) for name in names])
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum"
+        )
+        found = dict(zip(names, torch.autograd.grad(loss, [raw[name] for name in names]), strict=True))
+    return {
+        site: (read_site(raw[site.hook_name].detach(), site), read_site(found[site.hook_name], site))
+        for site in sites
+    }
+
+
 class Resume(NamedTuple):
     """Where a forward pass is taken up again: a layer, and the residual stream that enters it."""
 

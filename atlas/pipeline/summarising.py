@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from atlas.pipeline.inputs import (
 )
 from atlas.pipeline.refining import pruned_of
 from atlas.sae.model import SAE
+from atlas.sae.objectives import partner
 from atlas.store.parquet import open_table
 
 _CORPUS_TABLES = ("features", "activation_histogram", "positions", "token_stats", "examples")
@@ -55,7 +55,7 @@ def effects(context: Context) -> None:
     work = LossEffects(model, saes, store)
     work.run(range(min(context.plan.config.analysis.loss_blocks, len(store))), context.progress)
     for number, found in enumerate(work.finish()):
-        np.savez(context.out / f"{number:05d}.npz", **found)
+        np.savez(context.out / f"{number:05d}.npz", allow_pickle=False, **found)
 
 
 def summarise(context: Context) -> None:
@@ -141,8 +141,7 @@ def _write_qk(context: Context, saes: Sequence[SAE], item: int) -> None:
     if sae.info.site.kind not in ("q", "k"):
         return
     name = {"sae": sae.info.name}
-    other_side = replace(sae.info.site, kind="k" if sae.info.site.kind == "q" else "q")
-    others = [other for other in saes if other.info.site == other_side]
+    others = [other for other in saes if other.info.site == partner(sae.info.site)]
     parts = [name | {"other_sae": other.info.name} | qk_partners(sae, other) for other in others]
     write_columns(context.out, "qk_partners", joined(parts, "qk_partners"))
     if sae.info.site.kind == "q":
