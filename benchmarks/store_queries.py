@@ -25,11 +25,12 @@ class Case(NamedTuple):
 
 
 class Latency(NamedTuple):
-    """Milliseconds: in a new connection with nothing of the file in memory; then again and again."""
+    """Milliseconds of a query with other and other arguments, and with the same ones again."""
 
-    cold: float
-    p50: float
-    p95: float
+    new_p50: float
+    new_p95: float
+    warm_p50: float
+    warm_p95: float
 
 
 class Draw:
@@ -136,21 +137,43 @@ def forget(path: Path) -> None:
         os.close(descriptor)
 
 
-def measured(path: Path, case: Case, repeats: int) -> Latency:
-    """The first answer of a new connection, then of ``repeats`` more with other arguments."""
-    forget(path)
+def recall(path: Path) -> None:
+    """Read the file once, so that the operating system has all of it in memory if it fits."""
+    with path.open("rb") as file:
+        while file.read(1 << 24):
+            pass
+
+
+def _milliseconds(con: duckdb.DuckDBPyConnection, case: Case, arguments: Arguments) -> float:
+    start = time.perf_counter()
+    case.query(cursor(con), *arguments)
+    return 1000 * (time.perf_counter() - start)
+
+
+def cold(path: Path, case: Case) -> float:
+    """The first answer of a new connection while nothing of the file is in memory; median of three."""
+    times = []
+    for _ in range(3):
+        forget(path)
+        con = open_release(path)
+        times.append(_milliseconds(con, case, case.arguments()))
+        con.close()
+    return float(np.median(times))
+
+
+def latency(path: Path, case: Case, repeats: int, tries: int) -> Latency:
+    """Of one connection to a file in memory: each of ``repeats`` arguments for the first time, and again.
+
+    Again means ``tries`` times, of which the fastest counts: a machine may be busy with something else.
+    """
     con = open_release(path)
     try:
-        times = []
-        for _ in range(1 + repeats):
-            arguments = case.arguments()
-            start = time.perf_counter()
-            case.query(cursor(con), *arguments)
-            times.append(1000 * (time.perf_counter() - start))
+        arguments = [case.arguments() for _ in range(repeats)]
+        new = [_milliseconds(con, case, one) for one in arguments]
+        warm = [min(_milliseconds(con, case, one) for _ in range(tries)) for one in arguments]
     finally:
         con.close()
-    p50, p95 = np.quantile(times[1:], [0.5, 0.95])
-    return Latency(times[0], float(p50), float(p95))
+    return Latency(*(float(np.quantile(times, q)) for times in (new, warm) for q in (0.5, 0.95)))
 
 
 def opened(path: Path) -> float:

@@ -127,11 +127,18 @@ def test_feature_tables_hold_the_rows_of_that_feature_alone(con, rows):
     linear = of(rows, "activation_histogram", scale="linear", **key)
     assert bins["n"].to_pylist() == [r["n"] for r in linear]
     assert sum(bins["n"].to_pylist()) == row["n_active"]
+    bins = features.histogram(con, Z1, feature, "log")
+    assert bins["n"].to_pylist() == [r["n"] for r in of(rows, "activation_histogram", scale="log", **key)]
+    with pytest.raises(StoreError, match="scale 'cubic' is not known; allowed: linear, log"):
+        features.histogram(con, Z1, feature, "cubic")
     where = features.positions(con, Z1, feature).to_pylist()
     assert sum(r["share_all"] for r in where) == pytest.approx(1)
     assert sum(r["share_top"] for r in where) == pytest.approx(1)
     shares = features.attribution(con, Z1, feature).to_pylist()
     assert [r["head"] for r in shares] == [0, 1, 2, 3]
+    stored = of(rows, "head_attribution", **key)
+    assert set(shares[0]) == set(stored[0]) - {"sae", "feature"}
+    assert [r["fve"] for r in shares] == pytest.approx([r["fve"] for r in stored], rel=1e-5)
     assert sum(r["decoder_share"] for r in shares) == pytest.approx(1, abs=1e-5)
     tokens = features.token_stats(con, Z1, feature, 5).to_pylist()
     kept = Counter(r["role"] for r in of(rows, "token_stats", **key) if r["rank"] < 5)
@@ -179,6 +186,7 @@ def test_examples_carry_text_and_dfa(con, rows):
         unit = stored["unit"]
         wanted = [(s["head"], s["source"], pytest.approx(s["weight"] * unit)) for s in stored["sources"]]
         assert list(e.dfa.sources) == wanted
+        assert (e.dfa.top_source, e.dfa.matched_prefix) == (stored["top_source"], stored["matched_prefix"])
 
 
 def test_examples_of_an_sae_without_dfa_still_have_text(con, rows):
@@ -187,6 +195,21 @@ def test_examples_of_an_sae_without_dfa_still_have_text(con, rows):
     found = examples.examples(con, q, [feature])
     assert found
     assert all(e.dfa is None and e.tokens for e in found)
+
+
+def test_near_misses_have_a_pre_activation_and_no_attribution(con, rows):
+    kept = of(rows, "examples", sae=Z0, example_group="negative")
+    feature = kept[0]["feature"]
+    found = examples.examples(con, Z0, [feature], examples.MORE_GROUPS)
+    assert [e.group for e in found] == sorted((e.group for e in found), key=examples.MORE_GROUPS.index)
+    misses = {e.rank: e for e in found if e.group == "negative"}
+    stored = {r["rank"]: r for r in kept if r["feature"] == feature}
+    assert misses.keys() == stored.keys()
+    for rank, miss in misses.items():
+        assert (miss.activation, miss.dfa) == (0, None)
+        assert miss.pre_activation == pytest.approx(stored[rank]["pre_activation"])
+        assert miss.position not in dict(miss.active)
+    assert all(e.pre_activation is None and e.dfa for e in found if e.group == "random")
 
 
 def test_nothing_asked_nothing_given(con):

@@ -6,7 +6,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from atlas.errors import StoreError
+from atlas.errors import StoreError, one_of
 from atlas.store.queries.overview import SaeRef
 from atlas.store.queries.rows import arrow
 
@@ -41,13 +41,17 @@ def alive_around(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> tupl
     return before, after
 
 
-def histogram(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
-    """Equal bins of the feature's activations where it is active: low, high, n."""
+def histogram(con: duckdb.DuckDBPyConnection, sae: str, feature: int, scale: str = "linear") -> pa.Table:
+    """Bins of the feature's activations where it is active: low, high, n.
+
+    They are of equal width, on the scale log of equal ratio. StoreError names an unknown scale.
+    """
+    one_of("scale", scale, ("linear", "log"), StoreError)
     return arrow(
         con,
         "SELECT low, high, n FROM activation_histogram "
-        "WHERE sae = ? AND feature = ? AND scale = 'linear' ORDER BY bin",
-        [sae, feature],
+        "WHERE sae = ? AND feature = ? AND scale = ? ORDER BY bin",
+        [sae, feature, scale],
     )
 
 
@@ -86,11 +90,10 @@ def token_stats(con: duckdb.DuckDBPyConnection, sae: str, feature: int, k: int =
 
 
 def attribution(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
-    """Decoder share, FVE and DFA share of every head, by head."""
+    """Every head's part in the feature, by head: the columns of ``head_attribution`` but sae and feature."""
     return arrow(
         con,
-        "SELECT head, decoder_share, fve, dfa_share FROM head_attribution "
-        "WHERE sae = ? AND feature = ? ORDER BY head",
+        "SELECT * EXCLUDE (sae, feature) FROM head_attribution WHERE sae = ? AND feature = ? ORDER BY head",
         [sae, feature],
     )
 

@@ -17,10 +17,16 @@ _STAGE_MEASURES = ("variance_explained", "ce_recovered", "ce_spliced", "l0", "l2
 _PATTERN = ("partner", "pattern_kl", "pattern_top1", "score_correlation", "ce_pattern_recovered")
 
 
+def present(con: duckdb.DuckDBPyConnection, table: str) -> set[str]:
+    """The columns that a table of the release has; empty where it lacks the table."""
+    found = con.execute("SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [table]).fetchall()
+    return {name for (name,) in found}
+
+
 def missing(con: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str] = ()) -> bool:
     """Whether the release lacks a table or any of these columns of it."""
-    found = con.execute("SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [table]).fetchall()
-    return not found or not {name for (name,) in found}.issuperset(columns)
+    found = present(con, table)
+    return not found or not found.issuperset(columns)
 
 
 def layer_sites(con: duckdb.DuckDBPyConnection, model: str) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import duckdb
 import pyarrow as pa
 
-from atlas.store.queries.quality import missing
+from atlas.store.queries.quality import present
 from atlas.store.queries.rows import arrow
 from atlas.tables import TABLES
 
@@ -31,11 +31,11 @@ def rows_of(con: duckdb.DuckDBPyConnection, table: str, saes: Sequence[str]) -> 
 
     Columns that an older release lacks are NULL; a table that it lacks is empty.
     """
-    declared = TABLES[table]
-    if missing(con, table):
+    declared, found_columns = TABLES[table], present(con, table)
+    if not found_columns:
         return declared.schema.empty_table()
     columns = ", ".join(
-        f"NULL AS {column.name}" if missing(con, table, [column.name]) else column.name
+        column.name if column.name in found_columns else f"NULL AS {column.name}"
         for column in declared.columns
     )
     order = ", ".join(declared.key)
@@ -49,10 +49,12 @@ def rows_of(con: duckdb.DuckDBPyConnection, table: str, saes: Sequence[str]) -> 
 
 def endings(con: duckdb.DuckDBPyConnection, model: str) -> pa.Table:
     """The last row of every training log, with the median rate of training, one row per SAE."""
-    speed = "NULL::DOUBLE" if missing(con, "training_log", ["tokens_per_second"]) else (
-        "(SELECT median(tokens_per_second) FROM training_log r WHERE r.sae = t.sae)"
-    )  # fmt: skip
-    objective = "NULL::DOUBLE" if missing(con, "training_log", ["objective_loss"]) else "t.objective_loss"
+    known = present(con, "training_log")
+    speed = objective = "NULL::DOUBLE"
+    if "tokens_per_second" in known:
+        speed = "(SELECT median(tokens_per_second) FROM training_log r WHERE r.sae = t.sae)"
+    if "objective_loss" in known:
+        objective = "t.objective_loss"
     return arrow(
         con,
         f"""
