@@ -141,7 +141,6 @@ BREAK = {
     "dfa.top": change("dfa", "top_head = NULL", "top_head IS NOT NULL"),
     "dfa.examples": drop("dfa", "example_group = 'q5'"),
     "dfa.activation": change("dfa", "pre_activation = pre_activation * 1.1"),
-    "dfa.top_source": change("dfa", "matched_prefix = 20"),
     "dfa.sources": change("dfa", "sources = list_reverse(sources)", "example_group = 'top'"),
     "dfa.stored": change("dfa", "top_head = (top_head + 1) % 3", "example_group = 'top'"),
     "dfa.left_out": change("dfa", "unit = unit * 2", "example_group = 'top' AND len(sources) < 32"),
@@ -163,6 +162,33 @@ def test_each_check_names_what_was_broken(writable, name):
     assert found.looked_at > 0
     assert f"{CHECKS[name].key[0]}=" in found.first
     assert ": found " in found.first
+
+
+@pytest.mark.parametrize(
+    ("name", "statement", "found"),
+    [
+        ("dfa.examples", drop("examples", "example_group = 'top'"), "no example that fires"),
+        ("dfa.examples", change("dfa", "top_source = 30"), "source 30 of position"),
+        ("dfa.examples", change("dfa", "matched_prefix = 3, top_source = 0"), "source 0 of position"),
+        ("dfa.top", change("dfa", "matched_prefix = 20"), "20"),
+        ("dfa.sources", change("dfa", "sources = sources[1:1] || sources", "example_group = 'top'"), ""),
+        ("features.top_share", change("features", "top_head = NULL", "top_head IS NOT NULL"), "largest in"),
+        ("features.strongest", drop("examples", "example_group = 'top' AND rank = 0"), "first top example 0"),
+        ("examples.active", change("examples", "active_values = active_values || [1]"), ""),
+        ("examples.active", change("examples", "active_positions = [position]", "pre_activation < 9"), ""),
+        ("examples.fires", change("examples", "activation = 0", "example_group = 'q9'"), ""),
+    ],
+)
+def test_more_ways_to_break_a_check(writable, name, statement, found):
+    writable.execute("BEGIN")
+    try:
+        (changed,) = writable.execute(statement).fetchone()
+        assert changed == 1
+        finding = run_check(writable, CHECKS[name])
+    finally:
+        writable.execute("ROLLBACK")
+    assert finding.offending == changed
+    assert found in finding.first
 
 
 def test_every_check_can_be_broken_in_one_way_only_written_down():

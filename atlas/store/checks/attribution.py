@@ -23,28 +23,38 @@ _LINEAR = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu")
 """Architectures whose activation, where a feature fires, is its pre-activation."""
 
 
-_SAME = " AND ".join(
-    f"{one} IS NOT DISTINCT FROM {two}"
-    for one, two in (("feature", "f"), ("example_group", "g"), ("rank", "r"))
-)
+_FIRING = f"""(SELECT {_COLUMNS}, position, activation FROM examples
+WHERE sae = $sae AND example_group != 'negative')"""  # noqa: S608
+_ATTRIBUTED = f"""(SELECT {_COLUMNS}, top_source, matched_prefix, pre_activation, bias_term
+FROM dfa WHERE sae = $sae)"""  # noqa: S608
 
 
-def _pairs(name: str, meaning: str, offends: str, found: str) -> Check:
-    """A check of an SAE's DFA rows beside its examples that fire, both in the order of their key.
+def _examples() -> Check:
+    """DFA rows and examples that fire belong together one to one, and where they look lies before."""
+    query = f"""
+    SELECT {_COLUMNS}, CASE WHEN d.bias_term IS NULL THEN 'no DFA'
+      WHEN e.position IS NULL THEN 'no example that fires'
+      ELSE 'source ' || top_source || ' of position ' || position END AS found
+    FROM (FROM {_FIRING} WHERE $sae IN (SELECT sae FROM dfa)) e FULL JOIN {_ATTRIBUTED} d USING ({_COLUMNS})
+    WHERE d.bias_term IS NULL OR e.position IS NULL OR top_source > position
+      OR (matched_prefix > 0 AND top_source IN (0, position))"""  # noqa: S608
+    meaning = "an SAE with DFA has it for exactly its examples that fire, with the top source not after them"
+    return Check("dfa.examples", meaning, query, _KEY, by_sae=True)
 
-    Row beside row costs a tenth of a join. A row too many shifts all that follow, which ``dfa.examples``
-    then names; the other checks look at pairs that belong together.
-    """
-    query = (
-        f"SELECT sae, coalesce(f, feature) AS feature, coalesce(g, example_group) AS example_group, "  # noqa: S608
-        f"coalesce(r, rank) AS rank, {found} AS found FROM ("
-        "SELECT feature, example_group, rank, position, activation FROM examples "
-        "WHERE sae = $sae AND example_group != 'negative' AND $sae IN (SELECT sae FROM dfa)) e "
-        "POSITIONAL JOIN (SELECT feature AS f, example_group AS g, rank AS r, top_source, matched_prefix, "
-        "pre_activation, bias_term, by_head FROM dfa WHERE sae = $sae) d, "
-        f"(SELECT * FROM saes WHERE sae = $sae) s WHERE {offends}"
-    )
-    return Check(name, meaning, query, _KEY, by_sae=True)
+
+def _activation() -> Check:
+    """The pre-activation is the activation; the sizes of all terms are only looked at where they differ."""
+    query = f"""
+    WITH far AS (
+      SELECT {_COLUMNS}, d.pre_activation, e.activation, abs(d.pre_activation - e.activation) AS apart
+      FROM {_FIRING} e JOIN {_ATTRIBUTED} d USING ({_COLUMNS})
+      WHERE apart > {_SLACK} * (1e-3 + abs(e.activation)) AND $sae IN (
+        SELECT sae FROM saes WHERE normalize_activations = 'none' AND architecture IN {_LINEAR}))
+    SELECT {_COLUMNS}, far.pre_activation || ' for ' || activation AS found
+    FROM far JOIN (SELECT {_COLUMNS}, by_head, bias_term FROM dfa WHERE sae = $sae) USING ({_COLUMNS})
+    WHERE apart > {_SLACK} * (1e-3 + {_SIZE})"""  # noqa: S608
+    meaning = "where inputs are not normalised, the pre-activation is the activation"
+    return Check("dfa.activation", meaning, query, _KEY, by_sae=True)
 
 
 def _stored(name: str, meaning: str, offends: str, found: str) -> Check:
@@ -67,24 +77,12 @@ CHECKS: tuple[Check, ...] = (
         "list_sum(by_head) + bias_term || ' for ' || pre_activation",
     ),
     rows(
-        "dfa.top", "both or neither of top_head and top_source; a matched prefix only with them",
+        "dfa.top", "both or neither of top_head and top_source; a matched prefix ends before the source",
         "(top_head IS NULL) != (top_source IS NULL) OR matched_prefix < 0 "
-        "OR (top_source IS NULL AND matched_prefix > 0)", "matched_prefix",
+        "OR matched_prefix >= greatest(coalesce(top_source, 0), 1)", "matched_prefix",
     ),
-    _pairs(
-        "dfa.examples", "an SAE with DFA has it for exactly its kept examples that fire",
-        f"NOT ({_SAME})", "coalesce('no example, ' || r, 'no DFA, ' || rank)",
-    ),
-    _pairs(
-        "dfa.activation", "where inputs are not normalised, the pre-activation is the activation",
-        f"{_SAME} AND s.normalize_activations = 'none' AND s.architecture IN {_LINEAR} "
-        f"AND {_far('pre_activation', 'activation')}", "pre_activation || ' for ' || activation",
-    ),
-    _pairs(
-        "dfa.top_source", "its top source is not after it, and a match ends there",
-        f"{_SAME} AND (top_source > position OR (matched_prefix > 0 AND top_source IN (0, position)) "
-        "OR matched_prefix >= greatest(top_source, 1))", "top_source",
-    ),
+    _examples(),
+    _activation(),
     _stored(
         "dfa.sources", f"at most {_MOST} sources, largest first, the largest 2047 units; no pair twice",
         f"len(sources) > {_MOST} OR list_reverse_sort(sizes) != sizes OR sizes[1] NOT BETWEEN 2046 AND 2048 "

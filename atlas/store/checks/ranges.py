@@ -55,7 +55,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "features.top_share", "its top head has the largest decoder share",
-        "SELECT sae, feature, f.top_head || ', largest in ' || a.best AS found FROM features f JOIN ("
+        "SELECT sae, feature, coalesce(f.top_head::VARCHAR, 'none') || ', largest in ' || a.best AS found "
+        "FROM features f JOIN ("
         "SELECT sae, feature, max(decoder_share) AS most, arg_max(head, decoder_share) AS best, "
         "map(list(head), list(decoder_share)) AS shares FROM head_attribution GROUP BY sae, feature"
         ") a USING (sae, feature) WHERE shares[f.top_head] IS DISTINCT FROM a.most",
