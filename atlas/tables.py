@@ -233,7 +233,7 @@ _DECLARED = (
           "random: drawn from "
           "all active tokens; negative: near misses, the largest pre-activations that did not fire"), _RANK,
         _BLOCK, _POSITION, C("activation", F32, "activation at this position; 0 for a near miss"),
-        C("pre_activation", F32, "near misses: the pre-activation at this position", nullable=True),
+        C("near_miss", F32, "of a near miss, the pre-activation at this position", nullable=True),
         C("active_positions", pa.list_(I16), "every position of the block on which the feature fires"),
         C("active_values", pa.list_(F32), "its activations there"),
     ), ("sae", "feature", "example_group", "rank"), 8192),

@@ -144,7 +144,7 @@ def examples(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     return {
         "feature": ids[f], "example_group": named(tuple(name for name, _ in GROUPS), group), "rank": rank,
         "block": rng.integers(0, N_BLOCKS, n), "position": rng.integers(1, CONTEXT, n),
-        "activation": activation.astype(np.float32), "pre_activation": pa.array(floats(rng, n), mask=~miss),
+        "activation": activation.astype(np.float32), "near_miss": pa.array(floats(rng, n), mask=~miss),
         "active_positions": ragged(fires, pa.array(place.astype(np.int16))),
         "active_values": ragged(fires, pa.array(values.astype(np.float32))),
     }  # fmt: skip

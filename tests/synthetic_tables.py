@@ -181,7 +181,7 @@ def example_rows(sae: Encoded, key: Row, fires: Firing) -> list[Row]:
     for group, rank, block, position, value, pre in kept:
         inside = fires.block == block
         rows.append({**key, "example_group": group, "rank": rank, "block": block, "position": position,
-                     "activation": value, "pre_activation": pre,
+                     "activation": value, "near_miss": pre,
                      "active_positions": fires.position[inside].tolist(),
                      "active_values": fires.value[inside].tolist()})  # fmt: skip
     return rows

@@ -222,8 +222,8 @@ def test_a_range_of_features_draws_the_same(acts, tmp_path, at_once):
         for row in rows_of(examples.examples(stored.read(features), NO_MISSES, 3)):
             parts.append({**row, "feature": row["feature"] + features.start})
     whole = rows_of(examples.examples(acts, NO_MISSES, 3))
-    assert [{k: v for k, v in r.items() if k != "pre_activation"} for r in parts] == [
-        {k: v for k, v in r.items() if k != "pre_activation"} for r in whole
+    assert [{k: v for k, v in r.items() if k != "near_miss"} for r in parts] == [
+        {k: v for k, v in r.items() if k != "near_miss"} for r in whole
     ]
 
 
@@ -232,7 +232,7 @@ def test_near_misses_are_kept_with_their_block(acts, dense):
     rows = [r for r in rows_of(examples.examples(acts, misses, 3)) if r["example_group"] == "negative"]
     where = [(r["feature"], r["rank"], r["block"], r["position"], r["activation"]) for r in rows]
     assert where == [(2, 0, 4, 4, 0.0), (2, 1, 0, 7, 0.0), (5, 0, 1, 0, 0.0)]
-    assert [r["pre_activation"] for r in rows] == [0.5, -1, -2]
+    assert [r["near_miss"] for r in rows] == [0.5, -1, -2]
     for row in rows:
         on = [q for q in range(CONTEXT) if dense[row["block"], q, row["feature"]] > 0]
         assert row["active_positions"] == on

@@ -197,7 +197,7 @@ def test_examples_of_an_sae_without_dfa_still_have_text(con, rows):
     assert all(e.dfa is None and e.tokens for e in found)
 
 
-def test_near_misses_have_a_pre_activation_and_no_attribution(con, rows):
+def test_near_misses_have_a_near_miss_and_no_attribution(con, rows):
     kept = of(rows, "examples", sae=Z0, example_group="negative")
     feature = kept[0]["feature"]
     found = examples.examples(con, Z0, [feature], examples.MORE_GROUPS)
@@ -207,9 +207,9 @@ def test_near_misses_have_a_pre_activation_and_no_attribution(con, rows):
     assert misses.keys() == stored.keys()
     for rank, miss in misses.items():
         assert (miss.activation, miss.dfa) == (0, None)
-        assert miss.pre_activation == pytest.approx(stored[rank]["pre_activation"])
+        assert miss.near_miss == pytest.approx(stored[rank]["near_miss"])
         assert miss.position not in dict(miss.active)
-    assert all(e.pre_activation is None and e.dfa for e in found if e.group == "random")
+    assert all(e.near_miss is None and e.dfa for e in found if e.group == "random")
 
 
 def test_nothing_asked_nothing_given(con):

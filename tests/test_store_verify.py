@@ -130,7 +130,7 @@ BREAK = {
     "features.top_share": change("features", "top_head = (top_head + 1) % 3", "top_head IS NOT NULL"),
     "features.strongest": change("features", "max_activation = max_activation * 1.5", "alive"),
     "activation_histogram.edges": change("activation_histogram", "low = high + 1"),
-    "examples.fires": change("examples", "pre_activation = 1", "example_group = 'top'"),
+    "examples.fires": change("examples", "near_miss = 1", "example_group = 'top'"),
     "examples.active": change("examples", "active_positions = [position]", "len(active_positions) > 1"),
     "examples.blocks": "UPDATE examples e SET block = (SELECT block FROM examples o WHERE o.sae = e.sae AND "
     "o.feature = e.feature AND o.example_group = 'top' AND o.rank = 0) WHERE "
@@ -175,7 +175,7 @@ def test_each_check_names_what_was_broken(writable, name):
         ("features.top_share", change("features", "top_head = NULL", "top_head IS NOT NULL"), "largest in"),
         ("features.strongest", drop("examples", "example_group = 'top' AND rank = 0"), "first top example 0"),
         ("examples.active", change("examples", "active_values = active_values || [1]"), ""),
-        ("examples.active", change("examples", "active_positions = [position]", "pre_activation < 9"), ""),
+        ("examples.active", change("examples", "active_positions = [position]", "near_miss < 9"), ""),
         ("examples.fires", change("examples", "activation = 0", "example_group = 'q9'"), ""),
     ],
 )

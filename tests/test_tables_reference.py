@@ -20,6 +20,7 @@ from tests.reference import (
     DEAD,
     LOSS_BLOCKS,
     N_HEADS,
+    PROCESSINGS,
     RARE,
     SAES,
 )  # fmt: skip
@@ -27,29 +28,29 @@ from tests.reference_release import release, same, same_ranking
 
 FEW = 1e-6
 """Relative error of one rounding to float32, and a little."""
-EVERY = range(len(SAES))
 
 
-@pytest.fixture(scope="module", params=EVERY, ids=lambda i: f"{SAES[i]['site']}-{i}")
-def one(request):
-    return release().evidence[request.param]
+@pytest.fixture(scope="module", params=PROCESSINGS)
+def built(request):
+    return release(request.param)
 
 
-def of(table, one):
-    return release().of(table, one.name)
+@pytest.fixture(scope="module", params=range(len(SAES)), ids=lambda i: f"{SAES[i]['site']}-{i}")
+def one(request, built):
+    return built.evidence[request.param]
 
 
 # ---------------------------------------------------------------- the world, and what was recorded
 
 
-def test_the_text_is_the_stream_of_words():
+def test_the_text_is_the_stream_of_words(built):
     """The first blocks of the corpus, then the extension, each in some order."""
     stream = []
-    for path in sorted((release().root / "text").iterdir()):
+    for path in sorted((built.root / "text").iterdir()):
         stream += [0, *(int(word[1:]) + 1 for word in path.read_text().split())]
     width = CONTEXT - 1
     runs = [[0, *stream[1 + i * width : 1 + (i + 1) * width]] for i in range(len(stream) // width)]
-    blocks = release().tokens.tolist()
+    blocks = built.tokens.tolist()
     assert len(blocks) == ANALYSED
     assert sorted(blocks[:BLOCKS]) == sorted(runs[:BLOCKS])
     assert all(block in runs[BLOCKS : 2 * BLOCKS] for block in blocks[BLOCKS:])
@@ -66,15 +67,15 @@ def test_recorded_activations_are_those_of_the_model_in_float64(one):
     np.testing.assert_allclose(one.acts[fires], one.pre[fires], rtol=1e-5, atol=2e-5)
 
 
-def test_the_world_has_what_the_tables_have_to_show():
-    counts = [(one.acts > 0).sum((0, 1)) for one in release().evidence]
+def test_the_world_has_what_the_tables_have_to_show(built):
+    counts = [(one.acts > 0).sum((0, 1)) for one in built.evidence]
     n_tokens = ANALYSED * (CONTEXT - 1)
     assert all(n[DEAD] == 0 for n in counts)
     assert any(0 < n[RARE] < 10 for n in counts)
     assert any((n > 2000).any() for n in counts)
     assert any(((n > 300) & (n < 2000)).any() for n in counts)
     assert max(n.max() for n in counts) > 0.8 * n_tokens
-    alike = [one.acts[..., COPIED] for one in release().evidence]
+    alike = [one.acts[..., COPIED] for one in built.evidence]
     assert any(a.any() for a in alike)
 
 
@@ -82,7 +83,7 @@ def test_the_world_has_what_the_tables_have_to_show():
 
 
 def test_feature_counts_and_sizes(one):
-    for f, (row,) in of("features", one).items():
+    for f, (row,) in one.of("features").items():
         where, values = (one.name, f), np.array([v for _, _, v in one.fires(f)], np.float64)
         assert row["n_active"] == len(values), where
         assert row["alive"] == (len(values) > 0), where
@@ -91,12 +92,12 @@ def test_feature_counts_and_sizes(one):
         same(row["mean_activation"], values.mean() if len(values) else None, where, rtol=FEW)
         deciles = np.quantile(values, np.arange(11) / 10) if len(values) else None
         same(row["quantiles"], deciles, where, rtol=FEW)
-    assert sorted(of("features", one)) == list(range(one.d_sae))
+    assert sorted(one.of("features")) == list(range(one.d_sae))
 
 
 def test_feature_weights(one):
     sae = one.sae
-    for f, (row,) in of("features", one).items():
+    for f, (row,) in one.of("features").items():
         where, encoder, decoder = (one.name, f), sae.W_enc[:, f], sae.W_dec[f]
         norms = np.linalg.norm(encoder), np.linalg.norm(decoder)
         same(row["encoder_norm"], norms[0], where, rtol=FEW)
@@ -120,8 +121,8 @@ def commonest(labels):
 
 
 def test_feature_traits(one):
-    tokens = release().tokens
-    for f, (row,) in of("features", one).items():
+    tokens = one.built.tokens
+    for f, (row,) in one.of("features").items():
         where, strongest = (one.name, f), one.strongest(f)
         names = ("top_position", "top_position_share", "effective_positions", "top_token")
         if not strongest:
@@ -144,7 +145,7 @@ def test_feature_traits(one):
 def test_loss_effects(one):
     """First order: minus what the feature adds to the site, along the gradient of the summed loss."""
     back = one.sae.scale(one.x)[2]
-    for f, (row,) in of("features", one).items():
+    for f, (row,) in one.of("features").items():
         where = (one.name, f)
         fires = [(b, p, float(v)) for b, p, v in one.fires(f) if b < LOSS_BLOCKS]
         effects = [-v * back[b, p, 0] * (one.sae.W_dec[f] @ one.grad[b, p]) for b, p, v in fires]
@@ -153,10 +154,10 @@ def test_loss_effects(one):
         same(row["loss_effect"], np.mean(effects) if fires else None, where, rtol=1e-4, atol=1e-4 * size)
 
 
-def test_ablation_agrees_with_the_loss_effect_to_first_order():
-    """The reference itself: a small step along the gradient changes the float64 loss by that much."""
-    found = release().run.grads["1.attn_out"]
-    model, tokens = release().model, release().tokens[:1]
+def test_gradients_of_the_reference_are_slopes(built):
+    """A small step in a bias changes the float64 loss by as much as the gradients there say."""
+    found = built.run.grads["1.attn_out"]
+    model, tokens = built.model, built.tokens[:1]
     bias, step = model.w["h.1.attn.c_proj.bias"], 1e-6
     direction = np.random.default_rng(0).standard_normal(len(bias))
 
@@ -177,7 +178,7 @@ def test_ablation_agrees_with_the_loss_effect_to_first_order():
 def test_activation_histogram(one):
     for f in range(one.d_sae):
         values = np.array([v for _, _, v in one.fires(f)])
-        found = of("activation_histogram", one)[f]
+        found = one.of("activation_histogram")[f]
         if not len(values):
             assert found == []
             continue
@@ -201,7 +202,7 @@ def test_activation_histogram(one):
 
 def test_positions(one):
     for f in range(one.d_sae):
-        strongest, found = one.strongest(f), of("positions", one)[f]
+        strongest, found = one.strongest(f), one.of("positions")[f]
         top, every, total = Counter(p for _, p, _ in strongest[:2000]), Counter(), defaultdict(list)
         for _, p, v in strongest:
             every[p] += 1
@@ -215,10 +216,10 @@ def test_positions(one):
 
 @pytest.mark.parametrize("role", ["at", "next"])
 def test_token_stats(one, role):
-    tokens, later = release().tokens, int(role == "next")
+    tokens, later = one.built.tokens, int(role == "next")
     occurrences = Counter(tokens[:, 1 + later :].ravel().tolist())
     for f in range(one.d_sae):
-        found = [row for row in of("token_stats", one)[f] if row["role"] == role]
+        found = [row for row in one.of("token_stats")[f] if row["role"] == role]
         by_token = defaultdict(list)
         for b, p, v in one.fires(f):
             if p + later < CONTEXT:
@@ -245,7 +246,7 @@ def test_top_examples(one):
         for b, p, v in one.strongest(f):
             best.setdefault(b, (b, p, v))
         expected = list(best.values())[:20]
-        found = [row for row in of("examples", one)[f] if row["example_group"] == "top"]
+        found = [row for row in one.of("examples")[f] if row["example_group"] == "top"]
         places = [(row["block"], row["position"], row["activation"]) for row in found]
         assert places == expected, (one.name, f)
         assert [row["rank"] for row in found] == list(range(len(found)))
@@ -258,7 +259,7 @@ def test_drawn_examples(one):
         place = {(b, p): rank for rank, (b, p, _) in enumerate(strongest)}
         tenths = Counter((n - 1 - rank) * 10 // n for rank in place.values())
         groups = defaultdict(list)
-        for row in of("examples", one)[f]:
+        for row in one.of("examples")[f]:
             groups[row["example_group"]].append(row)
         for group in (*(f"q{g}" for g in range(10)), "random"):
             rows, where = groups[group], (one.name, f, group)
@@ -277,24 +278,24 @@ def test_near_misses(one):
         pre = np.where(one.acts[..., f] > 0, -np.inf, one.pre[..., f])
         pre[:, 0] = -np.inf
         by_block = {b: pre[b].max() for b in range(len(pre)) if np.isfinite(pre[b].max())}
-        found = [row for row in of("examples", one)[f] if row["example_group"] == "negative"]
-        near = [(row["block"], row["pre_activation"]) for row in found]
+        found = [row for row in one.of("examples")[f] if row["example_group"] == "negative"]
+        near = [(row["block"], row["near_miss"]) for row in found]
         same_ranking(near, by_block, 5, where, atol=3e-5)
         for rank, row in enumerate(found):
-            same(row["pre_activation"], pre[row["block"], row["position"]], (*where, rank), atol=3e-5)
+            same(row["near_miss"], pre[row["block"], row["position"]], (*where, rank), atol=3e-5)
             assert (row["rank"], row["activation"]) == (rank, 0), where
 
 
 def test_the_rest_of_the_block_of_every_example(one):
     groups = {"top", "random", "negative", *(f"q{g}" for g in range(10))}
-    for f, rows in of("examples", one).items():
+    for f, rows in one.of("examples").items():
         for row in rows:
             where, values = (one.name, f, row["example_group"], row["rank"]), one.acts[row["block"], :, f]
             assert row["example_group"] in groups
             assert row["active_positions"] == np.flatnonzero(values).tolist(), where
             assert row["active_values"] == values[values > 0].tolist(), where
             assert row["activation"] == values[row["position"]], where
-            assert (row["pre_activation"] is None) == (row["example_group"] != "negative"), where
+            assert (row["near_miss"] is None) == (row["example_group"] != "negative"), where
             assert 1 <= row["position"] < CONTEXT
 
 
@@ -311,7 +312,7 @@ def test_coactivation(one):
             if other != f and both >= 2:
                 candidates.append((both / (alone[f] + alone[other] - both), both, other))
         candidates.sort(key=lambda c: (-c[0], -c[1], c[2]))
-        found = of("coactivation", one)[f]
+        found = one.of("coactivation")[f]
         assert [row["other"] for row in found] == [other for *_, other in candidates[:10]], (one.name, f)
         for rank, (row, (jaccard, both, other)) in enumerate(zip(found, candidates, strict=False)):
             where = (one.name, f, rank)

@@ -124,7 +124,7 @@ def examples(acts: FeatureActs, misses: Misses, seed: int) -> Columns:
         "block": token // acts.context,
         "position": token % acts.context,
         "activation": value[order],
-        "pre_activation": pre[order],
+        "near_miss": pre[order],
         "active_positions": shown_positions,
         "active_values": shown_values,
     }

@@ -42,7 +42,7 @@ _BELOW = " OR ".join(f"greatest({', '.join(f'high{p}' for p in range(q))}) > low
 CHECKS: tuple[Check, ...] = (
     *_ranks(),
     _descending(
-        "examples", "CASE WHEN example_group = 'negative' THEN pre_activation ELSE activation END",
+        "examples", "CASE WHEN example_group = 'negative' THEN near_miss ELSE activation END",
         "examples of a group come strongest first",
     ),
     _descending("token_stats", "sum_activation", "tokens come by summed activation"),

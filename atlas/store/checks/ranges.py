@@ -74,7 +74,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     rows(
         "examples.fires", "it fires; a near miss does not, and has a pre-activation instead",
-        "(example_group = 'negative') != (pre_activation IS NOT NULL) "
+        "(example_group = 'negative') != (near_miss IS NOT NULL) "
         "OR (example_group = 'negative') != (activation <= 0)", "activation",
     ),
     rows(

@@ -42,7 +42,7 @@ class Attribution:
 class Example:
     """One kept example: where it is, the block's tokens, and where in the block the feature fires.
 
-    ``pre_activation`` is that of a near miss, and None for an example on which the feature fires.
+    ``near_miss`` is that of a near miss, and None for an example on which the feature fires.
     """
 
     feature: int
@@ -55,7 +55,7 @@ class Example:
     tokens: tuple[int, ...]
     source: str
     dfa: Attribution | None
-    pre_activation: float | None = None
+    near_miss: float | None = None
 
 
 Key: TypeAlias = tuple[int, str, int]
@@ -116,7 +116,7 @@ def examples(
     """The first k examples of each group of some features, by feature, group (as asked) and rank."""
     asked = {"sae": sae, "features": list(features), "groups": list(groups), "k": k}
     rows, dfa = _asked(con, "examples", asked), _attributions(_asked(con, "dfa", asked))
-    names = ("block", "position", "activation", "pre_activation")
+    names = ("block", "position", "activation", "near_miss")
     keys, (block, position, activation, near) = _keys(rows), (rows[name].to_pylist() for name in names)
     places, values = (_flat(rows[name].combine_chunks()) for name in ("active_positions", "active_values"))
     texts = block_tokens(con, block)
