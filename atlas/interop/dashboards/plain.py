@@ -14,9 +14,9 @@ from atlas.interop.dashboards.selection import Part, Wanted
 from atlas.progress import Progress
 from atlas.store.connection import literal
 from atlas.store.export import plain
-from atlas.store.parquet import read_table, write_table
+from atlas.store.parquet import conform, read_table, write_table
 from atlas.store.views import VIEWS
-from atlas.tables import TABLES
+from atlas.tables import TABLES, Table
 
 KINDS = ("jsonl", "parquet")
 BATCH_ROWS = 8192
@@ -113,15 +113,15 @@ def read_plain(folder: Path, name: str) -> pa.Table:
     try:
         with lines.open(encoding="utf8") as file:
             rows = [json.loads(line) for line in file]
-        return _typed(rows, TABLES[name].schema) if name in TABLES else pa.Table.from_pylist(rows)
-    except (ValueError, pa.ArrowException) as error:
+        return _typed(rows, TABLES[name]) if name in TABLES else pa.Table.from_pylist(rows)
+    except (ValueError, KeyError, TypeError, pa.ArrowException, StoreError) as error:
         raise StoreError(f"cannot read {lines}: {' '.join(str(error).split())[:200]}") from None
 
 
-def _typed(rows: list[dict], schema: pa.Schema) -> pa.Table:
+def _typed(rows: list[dict], declared: Table) -> pa.Table:
     """Rows in declared types; bytes are hexadecimal in JSON."""
-    for field in schema:
+    for field in declared.schema:
         if pa.types.is_binary(field.type):
             for row in rows:
                 row[field.name] = bytes.fromhex(row[field.name])
-    return pa.Table.from_pylist(rows, schema=schema)
+    return conform(pa.Table.from_pylist(rows, schema=declared.schema), declared)
