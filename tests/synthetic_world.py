@@ -7,8 +7,8 @@ import numpy as np
 MODEL = "synthetic"
 D_HEAD = 8
 K = 4
-POSITION, TOKEN, PAIR = 7, 5, (11, 12)
-"""What the first three features of the k SAE are for."""
+POSITION, TOKEN, PAIR = 7, 56, (11, 12)
+"""What the first three features of the k SAE are for; TOKEN is ' def', PAIR 'return' and 'self'."""
 HOSTILE = [
     "<script>alert(1)</script>", "</style><b>", "&amp;", "a'b\"c", "$x_1$", "**bold**", "\u202eright",
     "\U0001f419", "\t", "\x00", "'; DROP TABLE x; --", "{{0}}", "\ufffd",
