@@ -126,9 +126,9 @@ def write_columns(folder: Path, name: str, columns: Mapping[str, Any]) -> None:
 
 
 def _array(value: Any, kind: pa.DataType) -> pa.Array:
-    """An Arrow array of the declared type; NaN in a float column that may be NULL becomes NULL."""
+    """An Arrow array of the declared type; NaN becomes NULL."""
     if isinstance(value, np.ndarray):
-        if pa.types.is_floating(kind):
+        if value.dtype.kind == "f":
             return pa.array(value, mask=np.isnan(value)).cast(kind)
         return pa.array(value).cast(kind)
     return value if isinstance(value, pa.Array) else pa.array(value, kind)
