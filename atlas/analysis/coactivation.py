@@ -105,12 +105,8 @@ def partners(acts: FeatureActs, n: int = N_PARTNERS) -> Pairs:
     lists, alone = TokenLists(acts), acts.counts
     often = np.flatnonzero(alone >= LEAST_BOTH)
     found = [_best(lists.counts(f), alone, f, n) for f in often.tolist()]
-    nothing = np.empty(0, np.int64)
-    other, n_both, jaccard = (
-        (np.concatenate([*parts, nothing]) for parts in zip(*found, strict=True))
-        if found
-        else (nothing, nothing, np.empty(0))
-    )
+    nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    other, n_both, jaccard = (np.concatenate(parts) for parts in zip(*found, nothing, strict=True))
     return Pairs(np.repeat(often, [len(part[0]) for part in found]), other, n_both, jaccard)
 
 
