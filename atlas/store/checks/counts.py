@@ -40,7 +40,12 @@ FROM dfa_summary s JOIN dfa_distances d USING (sae, feature) GROUP BY ALL)"""
 _PARTS = ("bos", "current", "previous", "local", "long_range")
 
 CHECKS: tuple[Check, ...] = (
-    _one_over_heads("decoder_share"),
+    grouped(
+        "head_attribution.decoder_share", "decoder_share sums to 1 over the heads, to 0 of an empty decoder row",
+        "sum(decoder_share)",
+        f"abs(sum(decoder_share) - (CASE WHEN any_value(decoder_norm) = 0 THEN 0 ELSE 1 END)) > {_SUM}",
+        source="head_attribution JOIN features USING (sae, feature)",
+    ),
     _one_over_heads("fve"),
     _one_over_heads("fve_active"),
     _one_over_heads("dfa_share"),
