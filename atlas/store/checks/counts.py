@@ -41,7 +41,8 @@ _PARTS = ("bos", "current", "previous", "local", "long_range")
 
 CHECKS: tuple[Check, ...] = (
     grouped(
-        "head_attribution.decoder_share", "decoder_share sums to 1 over the heads, to 0 of an empty decoder row",
+        "head_attribution.decoder_share",
+        "decoder_share sums to 1 over the heads (0 of an empty decoder row)",
         "sum(decoder_share)",
         f"abs(sum(decoder_share) - (CASE WHEN any_value(decoder_norm) = 0 THEN 0 ELSE 1 END)) > {_SUM}",
         source="head_attribution JOIN features USING (sae, feature)",
