@@ -1,6 +1,7 @@
 """SAEDashboard's files against the rows they are made from, written down independently, and read back."""
 
 import json
+import tracemalloc
 from collections import defaultdict
 from functools import cache
 
@@ -283,6 +284,19 @@ def test_progress_reaches_the_end(con, tmp_path):
     write(con, tmp_path, Wanted(saes=(Z1, Q)), size=8, progress=Seen())
     assert told == sorted(told)
     assert told[-1] == (48, 48)
+
+
+def test_memory_does_not_grow_with_the_features(con, tmp_path):
+    def peak(name, features):
+        tracemalloc.start()
+        try:
+            write(con, tmp_path / name, Wanted(saes=(Z1,), features=(features,)), size=4)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak("warm", range(4))
+    assert peak("all", range(32)) < 1.3 * max(peak(str(i), range(i, i + 4)) for i in range(0, 32, 4))
 
 
 @pytest.mark.parametrize(
