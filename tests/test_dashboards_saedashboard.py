@@ -17,7 +17,7 @@ from atlas.progress import NullProgress
 from atlas.store.connection import cursor, open_release
 from atlas.tables import TABLES
 from tests.dashboard_schemas import SAEDASHBOARD, parallel, problems
-from tests.synthetic import build_synthetic_release, synthetic_rows
+from tests.synthetic import build_synthetic_release
 
 SIZE = {"seed": 3, "n_layers": 2, "n_heads": 4, "d_sae": 32, "n_blocks": 24, "context": 24}
 Z1, Q = "synthetic/L01.z.topk-32", "synthetic/L01.H00.q.relu-16"
@@ -30,15 +30,13 @@ NEAR = {"rtol": 2e-7, "atol": 1e-12}
 
 
 @pytest.fixture(scope="module")
-def rows():
-    found = synthetic_rows(**SIZE)
-    by_feature = {name: defaultdict(list) for name in found}
-    for name, table in found.items():
-        for row in table:
-            if "feature" in row:
-                by_feature[name][row["sae"], row["feature"]].append(row)
-            else:
-                by_feature[name][None].append(row)
+def rows(con):
+    """Every row of the release as a dict, by table and then by SAE and feature where it has them."""
+    by_feature = {name: defaultdict(list) for name in TABLES}
+    for name in TABLES:
+        for row in con.sql(f"SELECT * FROM {name}").to_arrow_table().to_pylist():
+            key = (row["sae"], row["feature"]) if "feature" in row else None
+            by_feature[name][key].append(row)
     return by_feature
 
 
