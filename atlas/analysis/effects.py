@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag, pad
 
 from atlas.analysis.text import Blocks
 from atlas.lm.hooks import gradients
@@ -25,8 +26,6 @@ from atlas.progress import Progress
 from atlas.sae.model import SAE
 
 BATCH_BLOCKS = 8
-_GATHERED = 1 << 15
-"""Firings whose decoder rows and gradients are multiplied at once."""
 
 
 class LossEffects:
@@ -51,10 +50,9 @@ class LossEffects:
         found = gradients(self.model, tokens, sites)
         for number, sae in enumerate(self.saes):
             x, gradient = (part[:, 1:].flatten(0, 1).float() for part in found[sae.info.site])
-            feature, effect = first_order_effects(sae, x, gradient)
-            n = sae.d_sae
-            self.total[number] += np.bincount(feature, weights=effect, minlength=n)
-            self.n[number] += np.bincount(feature, minlength=n)
+            n, total = first_order_effects(sae, x, gradient)
+            self.n[number] += n.cpu().numpy()
+            self.total[number] += total.cpu().numpy()
 
     def merge(self, other: "LossEffects") -> "LossEffects":
         """The sums over both parts of the text."""
@@ -77,16 +75,24 @@ class LossEffects:
 @torch.no_grad()
 def first_order_effects(
     sae: SAE, x: Float[Tensor, "n d_in"], gradient: Float[Tensor, "n d_in"]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The feature of each firing on these tokens, and the first-order change of the loss without it."""
+) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    """How often each feature fires on these tokens, and the sum of what its ablation would do to the loss.
+
+    The gradients of a feature's tokens are summed up first, weighted by its activations there: a product
+    with a sparse matrix, which costs a tenth of a dot product for every firing.
+    """
     row, feature, value = sae.active(x)
     scale = sae.scale(x)
     if scale is not None:
         gradient = gradient * scale.back
-    parts = []
-    for at in range(0, len(row), _GATHERED):
-        some = slice(at, at + _GATHERED)
-        along = (gradient[row[some]] * sae.decoder_directions[feature[some]]).sum(1)
-        parts.append(-value[some].double() * along.double())
-    effect = torch.cat(parts) if parts else value.double()
-    return feature.cpu().numpy(), effect.cpu().numpy()
+    order = feature.argsort(stable=True)
+    n = torch.bincount(feature, minlength=sae.d_sae)
+    weighted = embedding_bag(
+        row[order],
+        gradient,
+        pad(n.cumsum(0), (1, 0)),
+        mode="sum",
+        per_sample_weights=value[order],
+        include_last_offset=True,
+    )
+    return n, -(weighted.double() * sae.decoder_directions.double()).sum(1)
