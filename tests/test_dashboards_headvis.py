@@ -88,7 +88,7 @@ def write(con, folder, layers=(), n_blocks=2048, model_name=None):
         con, select(con, Wanted()), layers, folder, {"release": "tiny@1"}, load_settings(), NullProgress(),
         n_blocks=n_blocks, model_name=name,
     )  # fmt: skip
-    return folder / "tiny"
+    return folder / "tiny" / "headvis" / "tiny-text"
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,7 @@ def test_the_tree_fits_the_schema(tree):
         "config.json",
         "scatter_data.json",
         "server_config.json",
+        "attributions",
         "heads",
     }
     assert len(list((tree / "heads").iterdir())) == N_LAYERS * N_HEADS

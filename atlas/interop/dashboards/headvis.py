@@ -1,7 +1,7 @@
 """HeadVis's tree: ``config.json``, ``scatter_data.json`` with a row per head, ``heads/L{l}H{h}.json``.
 
-A release holds no attention patterns, so the model is run over its text, once for all heads. The files are
-those of Neuronpedia's HeadVis pipeline, whose frontend and loaders read them.
+It lies in ``MODEL/headvis/CORPUS``, where Neuronpedia's loaders look for it. A release holds no attention
+patterns, so the model is run over its text, once for all heads.
 """
 
 import json
@@ -54,8 +54,10 @@ def write_headvis(
     loaded = _load(con, model, model_name, settings)
     shown = sorted(set(layers)) or list(range(loaded.shape.n_layers))
     work, n_done, length = _run(con, loaded, n_blocks, progress)
-    place = folder / plain_name(model).lower()
+    dataset = str(con.execute("SELECT corpus FROM docs ORDER BY block LIMIT 1").fetchall()[0][0])
+    place = folder / plain_name(model).lower() / "headvis" / plain_name(dataset)
     (place / "heads").mkdir(parents=True)
+    (place / "attributions").mkdir()
     others = other_metrics(con, model, parts)
     words = token_strings(con, model)
     heads = [(layer, head) for layer in shown for head in range(loaded.shape.n_heads)]
@@ -64,11 +66,11 @@ def write_headvis(
         payload = head_object(work, layer, head, blocks, words)
         (place / "heads" / f"L{layer}H{head}.json").write_text(dumps(payload) + "\n", encoding="utf8")
     (place / "scatter_data.json").write_text(dumps(scatter_rows(work, heads, others)) + "\n", encoding="utf8")
-    dataset = str(con.execute("SELECT corpus FROM docs ORDER BY block LIMIT 1").fetchall()[0][0])
     config = _config(model, dataset, loaded, heads, list(others), work)
     config["pipeline_config"] |= {"n_sequences": n_done, "seq_len": length, **made_from}
     (place / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
-    (place / "server_config.json").write_text("{}\n", encoding="utf8")
+    for name in ("server_config.json", "attributions/manifest.json"):  # empty: nothing but these files
+        (place / name).write_text("{}\n", encoding="utf8")
 
 
 def _one_model(models: Sequence[str]) -> str:
