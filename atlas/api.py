@@ -49,6 +49,24 @@ class Atlas:
             except duckdb.Error as error:
                 raise QueryError(str(error).strip()) from None
 
+    def relation(self, text: str) -> duckdb.DuckDBPyRelation:
+        """A query, or a table by its name, as a DuckDB relation: nothing is read before it is asked for.
+
+        ``atlas.relation("features").filter("alive").limit(5).df()`` gives pandas, ``.pl()`` polars,
+        ``.arrow()`` Arrow. Annotations are as they are now. QueryError if the query does not parse.
+        """
+        notes = arrow_tables(self._settings)
+        with self._lock:
+            for name, table in notes.items():
+                self._connection.register(name, table)
+            try:
+                found = self._connection.sql(f"FROM {text}" if text in self.tables else text)
+            except duckdb.Error as error:
+                raise QueryError(str(error).strip()) from None
+        if found is None:
+            raise QueryError("the statement gives no rows; a query is needed")
+        return found
+
     def _rows(self, text: str) -> pa.Table:
         try:
             relation = self._connection.sql(text)

@@ -196,5 +196,11 @@ def test_open_atlas(home):
         with pytest.raises(QueryError, match="read-only"):
             atlas.sql("DELETE FROM saes")
         assert atlas.sql("SELECT 1 AS x; -- and no more;").num_rows == 1
+        strongest = atlas.relation("features").filter("alive").order("density DESC, sae, feature").limit(3)
+        assert strongest.df()["density"].is_monotonic_decreasing
+        assert strongest.to_arrow_table().num_rows == 3
+        assert atlas.relation("SELECT count(*) FROM head_annotations").fetchall() == [(3,)]
+        with pytest.raises(QueryError, match="nope"):
+            atlas.relation("FROM nope")
     with pytest.raises(StoreError, match="existing: synthetic"):
         open_atlas("other", settings)
