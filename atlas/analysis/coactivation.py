@@ -157,8 +157,7 @@ def coactivation(acts: FeatureActs, n_tokens: int, n: int = N_PARTNERS) -> Colum
 
 def _pearson(acts: FeatureActs, pairs: Pairs, n_tokens: int) -> npt.NDArray[np.float64]:
     value = acts.value.astype(np.float64)
-    total = np.bincount(acts.feature, value, acts.d_sae)
-    square = np.bincount(acts.feature, value * value, acts.d_sae)
+    total, square = (np.bincount(acts.feature, v, acts.d_sae).astype(np.float64) for v in (value, value**2))
     variance = n_tokens * square - total**2
     variance[variance <= 1e-12 * n_tokens * square] = np.nan
     a, b = pairs.feature, pairs.other
