@@ -4,7 +4,7 @@ Rows come in the order of their table's key, without the columns that were asked
 made before a table existed has no rows there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -127,20 +127,42 @@ def rules(con: duckdb.DuckDBPyConnection) -> pa.Table:
 
 
 def families(con: duckdb.DuckDBPyConnection, sae: str, features: Sequence[int]) -> dict[int, list[str]]:
-    """The families of some features, in the order of FAMILY_NAMES; features without one are left out."""
+    """The families of some features, in the order of the release's rules; features without one are left out.
+
+    The rules are asked all at once of each table, for their view asks them one by one.
+    """
+    by_table: dict[str, list[tuple[str, str]]] = {}
     try:
-        found = con.execute(
-            "SELECT feature, family FROM feature_families "
-            "WHERE sae = ? AND feature IN (SELECT unnest(?::INTEGER[]))",
-            [sae, list(features)],
-        ).fetchall()
+        found = con.execute("SELECT table_name, family, rule FROM families ORDER BY number").fetchall()
     except duckdb.CatalogException:
         return {}
-    members = set(found)
+    for table, name, rule in found:
+        by_table.setdefault(table, []).append((name, rule))
+    members = {(feature, name) for table, rules in by_table.items() for feature, name in
+               _members(con, table, rules, sae, features)}  # fmt: skip
+    order = [name for _, name, _ in found]
     return {
-        feature: [name for name in FAMILY_NAMES if (feature, name) in members]
-        for feature in sorted({feature for feature, _ in found})
+        feature: [name for name in order if (feature, name) in members]
+        for feature in sorted({feature for feature, _ in members})
     }
+
+
+def _members(
+    con: duckdb.DuckDBPyConnection,
+    table: str,
+    rules: Sequence[tuple[str, str]],
+    sae: str,
+    features: Sequence[int],
+) -> Iterator[tuple[int, str]]:
+    """Features and families whose rules about one table they meet."""
+    met = ", ".join(f"coalesce({rule}, false)" for _, rule in rules)
+    found = con.execute(
+        f"SELECT feature, {met} FROM {table} "  # noqa: S608
+        "WHERE sae = ? AND feature IN (SELECT unnest(?::INTEGER[]))",
+        [sae, list(features)],
+    )
+    for feature, *values in found.fetchall():
+        yield from ((feature, name) for (name, _), value in zip(rules, values, strict=True) if value)
 
 
 def family_features(
