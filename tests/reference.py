@@ -42,6 +42,7 @@ SAES = (
     {"site": "L01.H02.k", "d_in": D_HEAD, "d_sae": 11, "k": 2, "seed": 7},
     {"site": "L01.H02.k", "d_in": D_HEAD, "d_sae": 8, "seed": 8},
 )
+PROCESSINGS = ("raw", "folded")
 DEAD, RARE, SINGLE, COPIED, COPY, SILENT = 0, 1, 2, 3, 4, 5
 """Features made to be so: never firing, firing on few tokens, on one; two alike; writing nothing."""
 RATES = (0.01, 0.9, 0.1, 0.3, 0.6, 0.04)
@@ -69,7 +70,7 @@ def write_text(path: Path) -> Path:
     return path
 
 
-def make_world(root: Path) -> BuildConfig:
+def make_world(root: Path, processing: str) -> BuildConfig:
     """A model, a text and imported SAEs below ``root``, and the build that summarises them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "WORDS", ("<bos>", *(f"w{i}" for i in range(D_VOCAB - 1))))
@@ -78,14 +79,14 @@ def make_world(root: Path) -> BuildConfig:
         folder = tiny.save_model(root / "tiny")
         text = write_text(root / "text")
     tokens = _training_text(root, folder, text)
-    acts = Model(folder).run(tokens).acts
+    acts = Model(folder, processing).run(tokens).acts
     names = []
     for known in SAES:
-        sae = _with_special_features(tiny.random_sae(**known), acts)
+        sae = _with_special_features(tiny.random_sae(processing=processing, **known), acts)
         save_sae(sae, folder_of(root, sae.info.name))
         names.append(sae.info.name)
     return BuildConfig(
-        model=ModelConfig(str(folder)),
+        model=ModelConfig(str(folder), processing),
         corpus=CorpusConfig(str(text), blocks=BLOCKS, context=CONTEXT),
         sae=(),
         imports=tuple(names),
@@ -138,9 +139,15 @@ class Run(NamedTuple):
 
 
 class Model:
-    """GPT-2 in float64 from the tensors of its file."""
+    """GPT-2 in float64 from the tensors of its file.
 
-    def __init__(self, folder: Path) -> None:
+    Folded processing moves what does not matter out of the way: LayerNorm weights and value biases into the
+    weights after them, means over d_model out of all that is written to the stream. The activations follow
+    from the raw ones: values and z without the values' biases, what is in the stream without its mean.
+    """
+
+    def __init__(self, folder: Path, processing: str = "raw") -> None:
+        self.folded = processing == "folded"
         self.w = {name.removeprefix("transformer."): t.double() for name, t in _weights(folder).items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -151,7 +158,22 @@ class Model:
         acts: dict[str, torch.Tensor] = {}
         self._loss(torch.from_numpy(tokens), acts).backward()
         grads = {name: a.grad.numpy() for name, a in acts.items() if a.grad is not None}
-        return Run({name: a.detach().numpy() for name, a in acts.items()}, grads)
+        return Run({name: self._processed(name, a.detach().numpy()) for name, a in acts.items()}, grads)
+
+    def _processed(self, name: str, values: np.ndarray) -> np.ndarray:
+        """An activation as the processing leaves it; gradients stay the same (only constants are moved)."""
+        layer, kind = name.split(".")
+        if self.folded and kind in ("v", "z"):
+            return values - self._value_bias(int(layer))
+        if self.folded and kind in ("resid_pre", "attn_out"):
+            return centred(values)
+        return values
+
+    def _value_bias(self, layer: int) -> np.ndarray:
+        """[n_heads, d_head]: what values hold beside the normalised, weighted stream."""
+        at = f"h.{layer}."
+        weight, bias = self[at + "attn.c_attn.weight"], self[at + "attn.c_attn.bias"]
+        return (self[at + "ln_1.bias"] @ weight + bias)[2 * D_MODEL :].reshape(N_HEADS, D_HEAD)
 
     def loss(self, tokens: np.ndarray) -> float:
         """Cross-entropy of the next tokens, summed over the blocks."""
@@ -194,12 +216,26 @@ class Model:
 
     def W_O(self, layer: int) -> np.ndarray:
         """[n_heads, d_head, d_model]."""
-        return self[f"h.{layer}.attn.c_proj.weight"].reshape(N_HEADS, D_HEAD, D_MODEL)
+        W = self[f"h.{layer}.attn.c_proj.weight"].reshape(N_HEADS, D_HEAD, D_MODEL)
+        return centred(W) if self.folded else W
+
+    def b_O(self, layer: int) -> np.ndarray:
+        """[d_model]: what attention writes beside its heads."""
+        bias = self[f"h.{layer}.attn.c_proj.bias"]
+        if not self.folded:
+            return bias
+        return centred(bias + np.einsum("hd,hdm->m", self._value_bias(layer), self.W_O(layer)))
 
     def W_QK(self, layer: int, kind: str, head: int) -> np.ndarray:
         """[d_model, d_head]: what a head's queries or keys read."""
         columns = "qkv".index(kind) * D_MODEL + head * D_HEAD
-        return self[f"h.{layer}.attn.c_attn.weight"][:, columns : columns + D_HEAD]
+        W = self[f"h.{layer}.attn.c_attn.weight"][:, columns : columns + D_HEAD]
+        return centred((self[f"h.{layer}.ln_1.weight"][:, None] * W).T).T if self.folded else W
+
+    @property
+    def W_pos(self) -> np.ndarray:
+        """[n_ctx, d_model]."""
+        return centred(self["wpe.weight"]) if self.folded else self["wpe.weight"]
 
     @cached_property
     def unembedding(self) -> np.ndarray:
@@ -207,6 +243,11 @@ class Model:
         W = self["ln_f.weight"][:, None] * self["lm_head.weight"].T
         W = W - W.mean(0)
         return W - W.mean(1, keepdims=True)
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    """Without the mean over the last dimension."""
+    return x - x.mean(-1, keepdims=True)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

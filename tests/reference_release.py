@@ -19,7 +19,7 @@ from atlas.sae.library import folder_of
 from atlas.store.connection import open_release
 from atlas.store.release import current
 from tests.builds import Quiet, settings_at
-from tests.reference import ANALYSED, CONTEXT, Model, ReferenceSAE, Run, make_world, site_of
+from tests.reference import CONTEXT, Model, ReferenceSAE, Run, make_world, site_of
 
 Row = dict[str, Any]
 
@@ -27,12 +27,18 @@ Row = dict[str, Any]
 class Evidence:
     """One SAE of the release: what it does in float64, what was recorded of it, and its rows."""
 
-    def __init__(self, sae: ReferenceSAE, x: np.ndarray, grad: np.ndarray, recorded: np.ndarray) -> None:
-        self.sae, self.name, self.d_sae = sae, sae.name, sae.d_sae
+    def __init__(
+        self, built: "Release", sae: ReferenceSAE, x: np.ndarray, grad: np.ndarray, recorded: np.ndarray
+    ) -> None:
+        self.built, self.sae, self.name, self.d_sae = built, sae, sae.name, sae.d_sae
         self.x, self.grad = x, grad
         self.acts = recorded
         """Recorded activations [blocks, context, d_sae], float32; zero at position 0."""
         self.pre = sae.preactivations(x)
+
+    def of(self, table: str) -> dict[int, list[Row]]:
+        """Its rows of a table, by feature."""
+        return self.built.of(table, self.name)
 
     def fires(self, f: int) -> list[tuple[int, int, np.float32]]:
         """(block, position, activation) where a feature fires, in the order of the text."""
@@ -47,12 +53,12 @@ class Evidence:
 class Release:
     """A built release, its steps, and the world it is about."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.config = root, make_world(root)
+    def __init__(self, root: Path, processing: str) -> None:
+        self.root, self.config = root, make_world(root, processing)
         self.settings = settings_at(root)
         self.plan = make_plan(self.config, self.settings)
         run_local(self.plan, self.settings, Quiet)
-        self.model = Model(root / "tiny")
+        self.model = Model(root / "tiny", processing)
         self._tables: dict[str, list[Row]] = {}
         self._by_feature: dict[str, dict[str, dict[int, list[Row]]]] = {}
 
@@ -90,7 +96,7 @@ class Release:
             sae = load_sae(folder_of(self.root, name))
             x, grad = (site_of(values, sae) for values in (self.run.acts, self.run.grads))
             parts = [FeatureActs.load(folder / f"acts-{number:05d}") for folder in shards]
-            found.append(Evidence(ReferenceSAE(sae), x, grad, self._dense(parts, sae.d_sae)))
+            found.append(Evidence(self, ReferenceSAE(sae), x, grad, self._dense(parts, sae.d_sae)))
         return found
 
     def _dense(self, parts: list[FeatureActs], d_sae: int) -> np.ndarray:
@@ -100,14 +106,22 @@ class Release:
         return out
 
 
+def release(processing: str) -> Release:
+    """The release, built once per test run and processing, even if that fails."""
+    found = _release(processing)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 @cache
-def release() -> Release:
-    """The release, built once per test run."""
+def _release(processing: str) -> Release | Exception:
     root = Path(tempfile.mkdtemp(prefix="atlas-reference-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    found = Release(root)
-    assert len(found.tokens) == ANALYSED
-    return found
+    try:
+        return Release(root, processing)
+    except Exception as error:  # noqa: BLE001 - kept for the next test that asks
+        return error
 
 
 # ---------------------------------------------------------------- how things are compared

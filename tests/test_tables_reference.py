@@ -233,8 +233,9 @@ def test_token_stats(one, role):
             assert (row["rank"], row["n_active"]) == (rank, len(by_token[t])), where
             same(row["sum_activation"], total[t], where)
             same(row["max_activation"], max(by_token[t]), where)
-            same(row["precision"], len(by_token[t]) / firings, where, rtol=FEW)
-            same(row["recall"], len(by_token[t]) / occurrences[t], where, rtol=FEW)
+            shares = {"precision": len(by_token[t]) / firings, "recall": len(by_token[t]) / occurrences[t]}
+            for name, share in shares.items():
+                same(row[name], share, (*where, name), rtol=FEW)
 
 
 # ---------------------------------------------------------------- examples

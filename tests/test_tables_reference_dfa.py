@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from atlas.tables import DFA_SHARES
-from tests.reference import CONTEXT, D_HEAD, N_HEADS, SAES, SILENT
+from tests.reference import CONTEXT, D_HEAD, N_HEADS, PROCESSINGS, SAES, SILENT
 from tests.reference_release import release, same
 
 FEW = 1e-6
@@ -29,18 +29,19 @@ def ids(item):
     return f"{SAES[item]['site']}-{item}"
 
 
+@pytest.fixture(scope="module", params=PROCESSINGS)
+def built(request):
+    return release(request.param)
+
+
 @pytest.fixture(scope="module", params=READING, ids=ids)
-def one(request):
-    return release().evidence[request.param]
+def one(request, built):
+    return built.evidence[request.param]
 
 
 @pytest.fixture(scope="module", params=WHOLE, ids=ids)
-def whole(request):
-    return release().evidence[request.param]
-
-
-def of(table, one):
-    return release().of(table, one.name)
+def whole(request, built):
+    return built.evidence[request.param]
 
 
 # ---------------------------------------------------------------- contributions
@@ -52,7 +53,7 @@ def directions(one):
     if sae.info.normalize_activations == "layer_norm":
         W = W - W.mean(0)
     if sae.site.kind == "attn_out":
-        through = release().model.W_O(sae.site.layer) @ W
+        through = one.built.model.W_O(sae.site.layer) @ W
         return through.transpose(2, 0, 1), list(range(N_HEADS))
     heads = list(range(N_HEADS)) if sae.site.head is None else [sae.site.head]
     return W.T.reshape(one.d_sae, len(heads), D_HEAD), heads
@@ -62,14 +63,17 @@ def bias_term(one, f, block, position):
     """What a pre-activation holds beside its heads' parts."""
     bias = one.sae.bias_term[f]
     if one.sae.site.kind == "attn_out":
-        b_O = release().model[f"h.{one.sae.site.layer}.attn.c_proj.bias"]
-        bias += b_O @ one.sae.W_enc[:, f] / one.sae.scale(one.x[block, position])[1][0]
+        bias += (
+            one.built.model.b_O(one.sae.site.layer)
+            @ one.sae.W_enc[:, f]
+            / one.sae.scale(one.x[block, position])[1][0]
+        )
     return bias
 
 
 def dense(one, f, block, position):
     """[heads, sources]: pattern times value times direction, over the token's size."""
-    acts, layer = release().run.acts, one.sae.site.layer
+    acts, layer = one.built.run.acts, one.sae.site.layer
     W, heads = directions(one)
     pattern, v = acts[f"{layer}.pattern"][block], acts[f"{layer}.v"][block]
     out = np.zeros((len(heads), CONTEXT))
@@ -88,13 +92,12 @@ class Example(NamedTuple):
 
 
 @cache
-def examples_of(name):
+def examples_of(one):
     """By feature, every example on which it fires, in the order of the table."""
-    one = next(e for e in release().evidence if e.name == name)
     key = ("feature", "example_group", "rank")
-    rows = {tuple(row[c] for c in key): row for row in release().rows("dfa") if row["sae"] == name}
+    rows = {tuple(row[c] for c in key): row for row in one.built.rows("dfa") if row["sae"] == one.name}
     found, seen = defaultdict(list), 0
-    for f, kept in of("examples", one).items():
+    for f, kept in one.of("examples").items():
         for row in kept:
             if row["example_group"] != "negative":
                 contributions = dense(one, f, row["block"], row["position"])
@@ -105,18 +108,18 @@ def examples_of(name):
 
 
 def top_of(one, f):
-    return [e for e in examples_of(one.name)[f] if e.example["example_group"] == "top"]
+    return [e for e in examples_of(one)[f] if e.example["example_group"] == "top"]
 
 
-def test_pattern_times_values_is_z():
-    acts = release().run.acts
+def test_pattern_times_values_is_z(built):
+    acts = built.run.acts
     z = np.einsum("bhqk,bkhd->bqhd", acts["1.pattern"], acts["1.v"])
     np.testing.assert_allclose(z, acts["1.z"], atol=1e-12)
 
 
 def test_heads_and_bias_are_the_preactivation(one):
     heads = directions(one)[1]
-    for f, examples in examples_of(one.name).items():
+    for f, examples in examples_of(one).items():
         for example, row, matrix in examples:
             where = (one.name, f, row["example_group"], row["rank"])
             pre, by_head = one.pre[example["block"], example["position"], f], matrix.sum(1)
@@ -139,11 +142,11 @@ def prefix(tokens, position, source):
 
 
 def test_the_strongest_source(one):
-    heads, matched = directions(one)[1], 0
-    for f, examples in examples_of(one.name).items():
+    heads = directions(one)[1]
+    for f, examples in examples_of(one).items():
         for example, row, matrix in examples:
             where = (one.name, f, row["example_group"], row["rank"])
-            tokens = release().tokens[example["block"]]
+            tokens = one.built.tokens[example["block"]]
             if row["top_head"] is None:
                 assert row["top_source"] is None, where
                 assert matrix.max() < 1e-6, where
@@ -152,13 +155,17 @@ def test_the_strongest_source(one):
                 assert strength > 0, where
                 same(strength, matrix.max(), where, rtol=1e-5, atol=1e-6)
             assert row["matched_prefix"] == prefix(tokens, example["position"], row["top_source"]), where
-            matched += row["matched_prefix"] > 1
-    assert matched, "the text repeats itself"
+
+
+def test_the_text_repeats_itself(built):
+    found = [row["matched_prefix"] for row in built.rows("dfa")]
+    assert min(found) == 0
+    assert max(found) > 2
 
 
 def test_stored_sources(one):
     heads = directions(one)[1]
-    for f, examples in examples_of(one.name).items():
+    for f, examples in examples_of(one).items():
         for _, row, matrix in examples:
             where = (one.name, f, row["example_group"], row["rank"])
             size, total, eps = np.abs(matrix), np.abs(matrix).sum(), 5e-6 + 1e-5 * np.abs(matrix).max()
@@ -169,8 +176,9 @@ def test_stored_sources(one):
                 assert abs(s["weight"] * row["unit"] - matrix[place]) <= row["unit"] / 2 + eps, (where, s)
             stored = [size[place] for place in places]
             assert all(a >= b - eps for a, b in pairwise(stored)), where
-            ordered = np.sort(size.ravel())[::-1]
-            same(stored, ordered[: len(stored)], where, atol=eps)
+            # Contributions that differ by less than a step of the stored weights count as equal.
+            left_out = np.delete(size.ravel(), [head * CONTEXT + source for head, source in places])
+            assert left_out.max() <= min(stored, default=np.inf) + row["unit"] + eps, where
             done = len(stored) == 32 or np.count_nonzero(size) == len(stored)
             assert done or sum(stored) >= 0.95 * total - 32 * eps, where
             assert len(stored) <= 1 or sum(stored[:-1]) < 0.95 * total + 32 * eps, where
@@ -207,7 +215,7 @@ def positive_sums(one, f):
     sums = defaultdict(lambda: np.zeros(len(heads)))
     for example, _, matrix in top_of(one, f):
         position, positive = example["position"], np.maximum(matrix, 0)
-        for name, sources in kinds(release().tokens[example["block"]], position).items():
+        for name, sources in kinds(one.built.tokens[example["block"]], position).items():
             sums[name] += positive[:, sources].sum(1)
         sums["distance"] += sum(
             (positive[:, s] * (position - s) for s in range(1, position + 1)), np.zeros(len(heads))
@@ -220,7 +228,7 @@ def ratio(part, total):
 
 
 def test_dfa_summary(one):
-    found = of("dfa_summary", one)
+    found = one.of("dfa_summary")
     assert sorted(found) == [f for f in range(one.d_sae) if one.acts[..., f].any()]
     for f, (row,) in found.items():
         top, sums = top_of(one, f), {name: v.sum() for name, v in positive_sums(one, f).items()}
@@ -243,8 +251,8 @@ def test_dfa_distances(one):
                 (place,) = (i for i, low in enumerate(LOWS) if low <= back <= HIGHS[i])
                 positive[place] += np.maximum(matrix[:, s], 0).sum()
                 negative[place] += np.maximum(-matrix[:, s], 0).sum()
-        found = {row["low"]: row for row in of("dfa_distances", one)[f]}
-        assert sorted(found) == [row["low"] for row in of("dfa_distances", one)[f]]
+        found = {row["low"]: row for row in one.of("dfa_distances")[f]}
+        assert sorted(found) == [row["low"] for row in one.of("dfa_distances")[f]]
         total = positive.sum()
         for low, high, p, n in zip(LOWS, HIGHS, positive, negative, strict=True):
             if low not in found:
@@ -264,11 +272,11 @@ def test_dfa_tokens(one):
         for number, (example, row, _) in enumerate(top_of(one, f)):
             for s in row["sources"]:
                 if s["weight"] > 0:
-                    token = int(release().tokens[example["block"], s["source"]])
+                    token = int(one.built.tokens[example["block"], s["source"]])
                     share[token] += s["weight"] * row["unit"]
                     among[token].add(number)
         ranked = sorted(share, key=lambda t: (-share[t], t))[:10]
-        found = of("dfa_tokens", one)[f]
+        found = one.of("dfa_tokens")[f]
         assert [row["token"] for row in found] == ranked, (one.name, f)
         for rank, row in enumerate(found):
             where = (one.name, f, rank)
@@ -295,44 +303,50 @@ def parts_of(one, f):
     return np.einsum("bphd,hd->bph", x.reshape(*x.shape[:2], N_HEADS, D_HEAD), W) / sae.scale(x)[1]
 
 
+def attributed(row, name, expected, where, atol, rtol=0.0):
+    """Compare a column of head_attribution."""
+    same(row[name], expected, (*where, name), rtol, atol)
+
+
 def test_head_attribution_of_weights(whole):
-    model, sae = release().model, whole.sae
-    for f, rows in of("head_attribution", whole).items():
+    model, sae = whole.built.model, whole.sae
+    for f, rows in whole.of("head_attribution").items():
         assert [row["head"] for row in rows] == list(range(N_HEADS))
         slices = sae.W_dec[f].reshape(N_HEADS, D_HEAD)
         norms = np.linalg.norm(slices, axis=1)
         effects = np.einsum("hd,hdm->hm", slices, model.W_O(sae.site.layer)) @ model.unembedding
         shares = covariance_shares(effects.T)
         for h, row in enumerate(rows):
-            same(row["decoder_share"], norms[h] / max(norms.sum(), 1e-30), (whole.name, f, h), rtol=FEW)
-            same(row["logit_share"], shares[h], (whole.name, f, h), atol=1e-5)
-    (silent,) = {row["logit_share"] for row in of("head_attribution", whole)[SILENT]}
+            where = (whole.name, f, h)
+            attributed(row, "decoder_share", norms[h] / max(norms.sum(), 1e-30), where, FEW)
+            attributed(row, "logit_share", shares[h], where, 1e-5)
+    (silent,) = {row["logit_share"] for row in whole.of("head_attribution")[SILENT]}
     assert silent is None
 
 
 def test_fve(whole):
-    for f, rows in of("head_attribution", whole).items():
+    for f, rows in whole.of("head_attribution").items():
         parts, fires = parts_of(whole, f), whole.acts[..., f] > 0
         shares = covariance_shares(parts[:, 1:].reshape(-1, N_HEADS))
         active = covariance_shares(parts[fires]) if fires.sum() >= 10 else [None] * N_HEADS
         for h, row in enumerate(rows):
-            same(row["fve"], shares[h], (whole.name, f, h), atol=1e-4)
-            same(row["fve_active"], active[h], (whole.name, f, h, "active"), atol=1e-3)
+            attributed(row, "fve", shares[h], (whole.name, f, h), 1e-4)
+            attributed(row, "fve_active", active[h], (whole.name, f, h), 1e-3)
 
 
 def test_dfa_of_heads(whole):
-    for f, rows in of("head_attribution", whole).items():
+    for f, rows in whole.of("head_attribution").items():
         sums, by_head = positive_sums(whole, f), [e.dense.sum(1) for e in top_of(whole, f)]
         share = np.mean([d / d.sum() for d in by_head], axis=0) if by_head else [None] * N_HEADS
         # Where the parts cancel, their rounding is divided by a small sum.
         error = np.mean([2e-5 * np.abs(d).sum() / d.sum() ** 2 for d in by_head]) if by_head else 0
         for h, row in enumerate(rows):
             where = (whole.name, f, h)
-            same(row["dfa_share"], share[h], where, rtol=1e-5, atol=error)
+            attributed(row, "dfa_share", share[h], where, error, 1e-5)
             for name in DFA_SHARES:
                 total = sums["all"][h] if by_head else 0.0
-                same(row[f"dfa_{name}"], ratio(sums[name][h], total), (*where, name), **CLOSE)
-            same(row["dfa_distance"], ratio(sums["distance"][h], sums["not_bos"][h]), where, rtol=1e-4)
+                attributed(row, f"dfa_{name}", ratio(sums[name][h], total), where, **CLOSE)
+            attributed(row, "dfa_distance", ratio(sums["distance"][h], sums["not_bos"][h]), where, 0, 1e-4)
 
 
 # ---------------------------------------------------------------- the summary of each head
@@ -368,13 +382,13 @@ def families(feature, summary):
 
 
 def test_head_summary(whole):
-    features = {f: row for f, (row,) in of("features", whole).items()}
-    summaries = of("dfa_summary", whole)
-    rows = [row for row in release().rows("head_summary") if row["sae"] == whole.name]
+    features = {f: row for f, (row,) in whole.of("features").items()}
+    summaries = whole.of("dfa_summary")
+    rows = [row for row in whole.built.rows("head_summary") if row["sae"] == whole.name]
     assert [row["head"] for row in rows] == list(range(N_HEADS))
     for row in rows:
         head, where = row["head"], (whole.name, row["head"])
-        mine = {f: r[head] for f, r in of("head_attribution", whole).items() if features[f]["alive"]}
+        mine = {f: r[head] for f, r in whole.of("head_attribution").items() if features[f]["alive"]}
         values = {
             name: [r[name] for r in mine.values() if r[name] is not None]
             for name in ("decoder_share", "fve", "dfa_share")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.reference import CONTEXT, D_HEAD, D_VOCAB, N_HEADS, SAES, SILENT
+from tests.reference import CONTEXT, D_HEAD, D_VOCAB, N_HEADS, PROCESSINGS, SAES, SILENT
 from tests.reference_release import release, same, same_ranking
 
 FEW = 1e-6
@@ -11,13 +11,14 @@ CLOSE = 3e-5
 """Logit effects and products are sums of a few float32 products of size up to about 10."""
 
 
+@pytest.fixture(scope="module", params=PROCESSINGS)
+def built(request):
+    return release(request.param)
+
+
 @pytest.fixture(scope="module", params=range(len(SAES)), ids=lambda i: f"{SAES[i]['site']}-{i}")
-def one(request):
-    return release().evidence[request.param]
-
-
-def of(table, one):
-    return release().of(table, one.name)
+def one(request, built):
+    return built.evidence[request.param]
 
 
 def written(one):
@@ -29,7 +30,7 @@ def written(one):
         return W_dec
     heads = range(N_HEADS) if site.head is None else [site.head]
     slices = W_dec.reshape(len(W_dec), len(heads), D_HEAD)
-    return sum(slices[:, i] @ release().model.W_O(site.layer)[head] for i, head in enumerate(heads))
+    return sum(slices[:, i] @ one.built.model.W_O(site.layer)[head] for i, head in enumerate(heads))
 
 
 # ---------------------------------------------------------------- logits
@@ -37,12 +38,12 @@ def written(one):
 
 def test_logit_moments(one):
     directions = written(one)
-    for f, (row,) in of("features", one).items():
+    for f, (row,) in one.of("features").items():
         moments = [row[f"logit_{name}"] for name in ("mean", "std", "skew", "kurtosis")]
         if directions is None:
             assert moments == [None] * 4
             continue
-        effects = directions[f] @ release().model.unembedding
+        effects = directions[f] @ one.built.model.unembedding
         off = effects - effects.mean()
         std = np.sqrt((off**2).mean())
         same(moments[:2], [effects.mean(), std], (one.name, f), rtol=1e-5, atol=1e-6)
@@ -63,21 +64,21 @@ def ends(rows, effects, n, where):
 def test_logit_effects(one):
     directions = written(one)
     if directions is None:
-        assert not of("logit_effects", one)
+        assert not one.of("logit_effects")
         return
-    assert sorted(of("logit_effects", one)) == list(range(one.d_sae))
-    for f, rows in of("logit_effects", one).items():
-        ends(rows, directions[f] @ release().model.unembedding, 20, (one.name, f))
+    assert sorted(one.of("logit_effects")) == list(range(one.d_sae))
+    for f, rows in one.of("logit_effects").items():
+        ends(rows, directions[f] @ one.built.model.unembedding, 20, (one.name, f))
     if np.linalg.norm(directions[SILENT]) == 0:
-        tokens = [(row["sign"], row["token"]) for row in of("logit_effects", one)[SILENT]]
+        tokens = [(row["sign"], row["token"]) for row in one.of("logit_effects")[SILENT]]
         assert tokens == [(sign, token) for sign in (-1, 1) for token in range(20)], "ties: smaller token"
 
 
 def test_logit_histogram(one):
     directions = written(one)
-    assert len(of("logit_histogram", one)) == (0 if directions is None else one.d_sae)
-    for f, (row,) in of("logit_histogram", one).items():
-        where, effects = (one.name, f), directions[f] @ release().model.unembedding
+    assert len(one.of("logit_histogram")) == (0 if directions is None else one.d_sae)
+    for f, (row,) in one.of("logit_histogram").items():
+        where, effects = (one.name, f), directions[f] @ one.built.model.unembedding
         same(row["low"], effects.min(), where, rtol=1e-5, atol=CLOSE)
         same(row["high"], effects.max(), where, rtol=1e-5, atol=CLOSE)
         assert len(row["n"]) == 40, where
@@ -93,11 +94,11 @@ def test_logit_histogram(one):
 
 
 def test_head_logit_effects(one):
-    found = of("head_logit_effects", one)
+    found = one.of("head_logit_effects")
     if not one.sae.whole_z:
         assert not found
         return
-    model = release().model
+    model = one.built.model
     for f in range(one.d_sae):
         slices = one.sae.W_dec[f].reshape(N_HEADS, D_HEAD)
         norms = np.linalg.norm(slices, axis=1)
@@ -130,7 +131,7 @@ def spaces(one, other, direction, scope):
 @pytest.mark.parametrize("direction", ["decoder", "encoder"])
 @pytest.mark.parametrize("scope", ["within", "across"])
 def test_neighbours(one, direction, scope):
-    others = [one] if scope == "within" else [e for e in release().evidence if e.name != one.name]
+    others = [one] if scope == "within" else [e for e in one.built.evidence if e.name != one.name]
     cosines = [{} for _ in range(one.d_sae)]
     for other in others:
         pair = spaces(one, other, direction, scope)
@@ -142,7 +143,7 @@ def test_neighbours(one, direction, scope):
                     cosines[f][other.name, g] = a @ b / size
     for f in range(one.d_sae):
         rows = [
-            row for row in of("neighbours", one)[f] if (row["direction"], row["scope"]) == (direction, scope)
+            row for row in one.of("neighbours")[f] if (row["direction"], row["scope"]) == (direction, scope)
         ]
         found = [((row["other_sae"], row["other"]), row["cosine"]) for row in rows]
         same_ranking(found, cosines[f], 5, (one.name, f, direction, scope), 2e-6)
@@ -152,16 +153,16 @@ def test_neighbours(one, direction, scope):
 # ---------------------------------------------------------------- q and k
 
 
-def sides():
+def sides(built):
     """Every SAE on q or k with each SAE of the head's other side."""
-    found = [e for e in release().evidence if e.sae.site.kind in ("q", "k")]
+    found = [e for e in built.evidence if e.sae.site.kind in ("q", "k")]
     return [(a, b) for a in found for b in found if {a.sae.site.kind, b.sae.site.kind} == {"q", "k"}]
 
 
-def test_qk_partners():
-    rows = release().rows("qk_partners")
-    assert {(row["sae"], row["other_sae"]) for row in rows} == {(a.name, b.name) for a, b in sides()}
-    for a, b in sides():
+def test_qk_partners(built):
+    rows = built.rows("qk_partners")
+    assert {(row["sae"], row["other_sae"]) for row in rows} == {(a.name, b.name) for a, b in sides(built)}
+    for a, b in sides(built):
         products = a.sae.W_dec @ b.sae.W_dec.T
         for f in range(a.d_sae):
             mine = [r for r in rows if (r["sae"], r["other_sae"], r["feature"]) == (a.name, b.name, f)]
@@ -171,11 +172,11 @@ def test_qk_partners():
             same_ranking(found, scores, 10, (a.name, b.name, f), CLOSE)
 
 
-def test_qk_products():
-    rows = {(row["sae"], row["other_sae"], row["feature"]): row for row in release().rows("qk_products")}
+def test_qk_products(built):
+    rows = {(row["sae"], row["other_sae"], row["feature"]): row for row in built.rows("qk_products")}
     wanted = {
         (a.name, b.name, f): products
-        for a, b in sides()
+        for a, b in sides(built)
         if a.sae.site.kind == "q"
         for f, products in enumerate(a.sae.W_dec @ b.sae.W_dec.T)
     }
@@ -184,14 +185,14 @@ def test_qk_products():
         same(rows[key]["products"], products, key, atol=CLOSE)
 
 
-def test_position_products():
-    rows = {(row["sae"], row["feature"]): row for row in release().rows("position_products")}
-    model, seen = release().model, 0
-    for one in release().evidence:
+def test_position_products(built):
+    rows = {(row["sae"], row["feature"]): row for row in built.rows("position_products")}
+    model, seen = built.model, 0
+    for one in built.evidence:
         site = one.sae.site
         if site.kind not in ("q", "k"):
             continue
-        W_pos = model["wpe.weight"][:CONTEXT]
+        W_pos = model.W_pos[:CONTEXT]
         for f in range(one.d_sae):
             for name, embedded in (("products", W_pos), ("centred", W_pos - W_pos.mean(0))):
                 expected = embedded @ model.W_QK(site.layer, site.kind, site.head) @ one.sae.W_dec[f]
