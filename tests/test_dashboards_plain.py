@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -98,6 +99,17 @@ def test_what_json_writes(con, tmp_path):
     assert any(row["text"] == "\U0001f419" for row in vocab)
     assert json.loads((folder / "saes.jsonl").open().readline())["l1_coefficient"] is None
     assert len(json.loads((folder / "docs.jsonl").open().readline())["tokens"]) == 16
+
+
+def test_nan_comes_back_from_json(con, tmp_path):
+    """An SAE of a site that never varies has no variance explained; JSON has no NaN."""
+    rows = con.sql("SELECT * FROM sae_metrics LIMIT 2").to_arrow_table().to_pylist()
+    rows[1]["variance_explained"] = None
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "sae_metrics.jsonl").write_text(lines)
+    found = read_plain(tmp_path, "sae_metrics")["variance_explained"].to_pylist()
+    assert found[0] == rows[0]["variance_explained"]
+    assert np.isnan(found[1])
 
 
 def test_parquet_of_a_table_is_a_part_of_a_release(con, tmp_path):

@@ -131,4 +131,6 @@ def scatter_rows(
 
 
 def _number(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else round(float(value), 6)
+    if value is None or not np.isfinite(value):
+        return None
+    return value if isinstance(value, int) else round(float(value), 6)

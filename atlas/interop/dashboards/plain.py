@@ -1,6 +1,7 @@
 """Tables and views of a release, or part of their rows, as JSON lines or Parquet; and back."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -119,9 +120,12 @@ def read_plain(folder: Path, name: str) -> pa.Table:
 
 
 def _typed(rows: list[dict], declared: Table) -> pa.Table:
-    """Rows in declared types; bytes are hexadecimal in JSON."""
+    """Rows in declared types. In JSON, bytes are hexadecimal, and NaN is null."""
     for field in declared.schema:
         if pa.types.is_binary(field.type):
             for row in rows:
                 row[field.name] = bytes.fromhex(row[field.name])
+        elif pa.types.is_floating(field.type) and not field.nullable:
+            for row in rows:
+                row[field.name] = math.nan if row[field.name] is None else row[field.name]
     return conform(pa.Table.from_pylist(rows, schema=declared.schema), declared)
