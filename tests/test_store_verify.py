@@ -13,6 +13,8 @@ from atlas.store import release
 from atlas.store.checks import CHECKS
 from atlas.store.verify import names, run_check, verify
 from atlas.tables import F32, F64, TABLES
+from tests.reference import PROCESSINGS
+from tests.reference_release import release as reference_release
 from tests.synthetic import build_synthetic_release
 
 SIZE = {"seed": 2, "n_layers": 2, "n_heads": 3, "d_sae": 24, "n_blocks": 16, "context": 24}
@@ -289,3 +291,11 @@ def test_another_version_or_a_damaged_file_is_refused(copy, statement, said):
 def test_an_unknown_check_names_those_that_exist(sound):
     with pytest.raises(StoreError, match=r"check 'nope' is not known; allowed: models.content, "):
         list(verify(sound, only=["nope"]))
+
+
+@pytest.mark.parametrize("processing", PROCESSINGS)
+def test_what_a_build_makes_of_a_small_model_holds(processing):
+    """Every kind of site and architecture, from the pipeline itself."""
+    built = reference_release(processing)
+    path = release.current(built.settings.releases).path
+    assert [f for f in verify(path) if not f.ok] == []
