@@ -5,12 +5,14 @@ import tracemalloc
 from collections import defaultdict
 from functools import cache
 
+import duckdb
 import numpy as np
 import pytest
 
 from atlas.errors import ConfigError, StoreError
 from atlas.interop.dashboards.pages import Pages
 from atlas.interop.dashboards.reading import read_saedashboard, saedashboard_batches
+from atlas.interop.dashboards.rows import block_tokens, columns_of, rows_of
 from atlas.interop.dashboards.saedashboard import write_saedashboard
 from atlas.interop.dashboards.selection import Wanted, parse_features, select
 from atlas.progress import NullProgress
@@ -376,3 +378,27 @@ def test_damaged_files_are_refused(tmp_path, content, says):
 def test_a_folder_without_batches_is_refused(tmp_path):
     with pytest.raises(StoreError, match="holds no batch"):
         read_saedashboard(tmp_path)
+
+
+# --------------------------------------------------------------------------- releases of other versions
+
+
+def test_a_release_without_a_table_has_no_rows_of_it_and_one_without_a_column_is_refused():
+    con = duckdb.connect(":memory:")
+    con.execute("CREATE TABLE examples (sae VARCHAR, feature INTEGER, rank SMALLINT)")
+    con.execute("INSERT INTO examples VALUES ('s', 1, 0), ('s', 2, 1), ('s', 2, 0), ('t', 2, 5)")
+    there, features = columns_of(con), np.array([1, 2, 3])
+    found = rows_of(con, there, "examples", ["rank"], "s", features, order="rank")
+    assert [found.columns(f)["rank"] for f in (1, 2, 3)] == [[0], [0, 1], []]
+    assert rows_of(con, there, "dfa", ["unit"], "s", features).columns(2) == {"feature": [], "unit": []}
+    with pytest.raises(StoreError, match="'examples' of this release lacks a column of feature, rank, block"):
+        rows_of(con, there, "examples", ["rank", "block"], "s", features)
+
+
+def test_text_that_is_not_there_is_refused():
+    con = duckdb.connect(":memory:")
+    con.execute("CREATE TABLE docs AS SELECT 3::INTEGER AS block, [7, 8] AS tokens, 'd' AS source")
+    assert block_tokens(con, np.array([3, 3])) == {3: ([7, 8], "d")}
+    assert block_tokens(con, np.array([], np.int64)) == {}
+    with pytest.raises(StoreError, match="lacks the text of block 5"):
+        block_tokens(con, np.array([5, 3]))

@@ -7,6 +7,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from atlas.errors import StoreError
 from atlas.store.queries.rows import arrow
@@ -96,10 +97,13 @@ def block_tokens(
 ) -> dict[int, tuple[list[int], str]]:
     """Token ids and source of some blocks; StoreError if the release lacks one of them."""
     wanted = np.unique(blocks).tolist()
-    rows = con.execute(
-        "SELECT block, tokens, source FROM docs WHERE block IN (SELECT unnest($1::INTEGER[]))", [wanted]
-    ).fetchall()
-    found = {block: (tokens, source) for block, tokens, source in rows}
+    sql = "SELECT block, tokens, source FROM docs WHERE block IN (SELECT unnest($1::INTEGER[]))"
+    rows = arrow(con, sql, [wanted]).combine_chunks()
+    lengths = pc.list_value_length(rows["tokens"]).to_numpy()
+    # By way of numpy, which makes lists of numbers some ten times as fast as Arrow does.
+    tokens = np.split(pc.list_flatten(rows["tokens"]).to_numpy(), lengths.cumsum()[:-1])
+    each = zip(rows["block"].to_pylist(), tokens, rows["source"].to_pylist(), strict=False)
+    found = {block: (ids.tolist(), source) for block, ids, source in each}
     lost = [block for block in wanted if block not in found]
     if lost:
         raise StoreError(f"the release lacks the text of block {lost[0]}, which an example is in")
