@@ -269,7 +269,7 @@ _DECLARED = (
         C("unit", F32, "what one unit of a source's weight is"),
         C("sources", SOURCES, "largest contributions by magnitude, to 95 % of the absolute sum or "
           "32, largest "
-          "first; contribution = weight * unit (view dfa_sources)"),
+          "first; weight * unit is the contribution (view dfa_sources)"),
     ), ("sae", "feature", "example_group", "rank"), 8192),
     Table("dfa_summary", "z or attn_out SAE x feature, over its top examples", (
         _SAE, _FEATURE, C("n", I16, "top examples"),

@@ -73,6 +73,14 @@ def test_largest_stops_at_95_percent(rows):
         assert len(set(index[i, :n].tolist())) == n
 
 
+@pytest.mark.parametrize("size", [40, 1536, 5000])
+def test_largest_is_the_same_choice_on_a_gpu(size):
+    flat = torch.randn(6, size, generator=torch.Generator().manual_seed(size))
+    flat[:, ::7] = flat[:, :1]
+    on_gpu, here = dfa._largest_on_gpu(flat, 32), dfa._largest_magnitudes(flat.numpy(), 32)
+    assert np.array_equal(np.sort(on_gpu, 1), np.sort(here, 1))
+
+
 def test_largest_keeps_at_most_32():
     dense = torch.linspace(1, 2, 60).reshape(1, 3, 20)
     index, value, count = largest(dense)

@@ -171,7 +171,7 @@ def test_the_last_stage_is_what_every_table_is_about(con):
 
 def test_what_depends_on_what(home):
     """A change of one stage redoes it and what follows, and nothing before."""
-    after = {"evaluate", "shard", "summarise", "dfa", "reference", "publish"}
+    after = {"evaluate", "effects", "shard", "summarise", "dfa", "attribute", "reference", "publish"}
     tuned = replace(REFINED, finetune=FinetuneConfig(tokens=1024))
     assert kinds_of(tuned, home) == {"finetune", *after}
     limits = replace(REFINED, prune=PruneConfig(tokens=999))

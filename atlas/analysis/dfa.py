@@ -129,12 +129,8 @@ def largest(dense: Float[Tensor, "n heads key"]) -> Largest:
     flat = dense.flatten(1)
     total = torch.linalg.vector_norm(flat, ord=1, dim=1).cpu().numpy()
     width = min(MOST_SOURCES, flat.shape[1])
-    if flat.is_cuda:
-        index = flat.abs().topk(width, dim=1).indices.cpu().numpy()
-        values = flat.cpu().numpy()
-    else:
-        values = flat.numpy()
-        index = _largest_magnitudes(values, width)
+    values = flat.cpu().numpy()
+    index = _largest_on_gpu(flat, width) if flat.is_cuda else _largest_magnitudes(values, width)
     value = np.take_along_axis(values, index, 1)
     order = np.lexsort((index, -np.abs(value)), axis=1)
     index, value = np.take_along_axis(index, order, 1), np.take_along_axis(value, order, 1)
@@ -161,6 +157,20 @@ def _largest_magnitudes(values: npt.NDArray[np.float32], width: int) -> Ints:
     mask = (1 << max(bits, _INDEX_BITS)) - 1
     top = np.partition(key, size - width, axis=1)[:, size - width :]
     return size - 1 - (top & key.dtype.type(mask)).astype(np.int64)
+
+
+def _largest_on_gpu(flat: Float[Tensor, "n m"], width: int) -> Ints:
+    """The same choice as ``_largest_magnitudes``."""
+    size = flat.shape[1]
+    bits = max(size - 1, 1).bit_length()
+    magnitude = flat.contiguous().view(torch.int32).long() & 0x7FFFFFFF
+    if bits <= _INDEX_BITS:
+        magnitude &= ~((1 << _INDEX_BITS) - 1)
+    shift = 0 if bits <= _INDEX_BITS else bits
+    key = (magnitude << shift) | torch.arange(size - 1, -1, -1, device=flat.device)
+    top = key.topk(width, dim=1).values & ((1 << max(bits, _INDEX_BITS)) - 1)
+    found: Ints = (size - 1 - top).cpu().numpy()
+    return found
 
 
 class DFAPass:
