@@ -117,7 +117,7 @@ def row_id(*names: object) -> str:
     """25 characters that stand for what is named, in the form of a cuid.
 
     >>> row_id("m", "5-z", 3), len(row_id("a"))
-    ('cb26bf79ec7df2f56b9a0c9f6', 25)
+    ('c4e33c4198eb398dc372fe45f', 25)
     """
     return "c" + hashlib.sha256("\0".join(map(str, names)).encode("utf8")).hexdigest()[:24]
 
