@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import streamlit as st
 
-from app.colours import BLUE, GREEN, ORANGE
+from app.colours import BLUE, GREEN, ORANGE, PURPLE, RED
 
 SERIES = (BLUE, ORANGE, GREEN)
 Spec = dict[str, Any]
@@ -31,12 +31,15 @@ def draw(data: pa.Table, spec: Spec, height: int, key: str, alt: str) -> None:
     st.vega_lite_chart(data, full, width="stretch", height=height + 30, key=key, alt=alt)
 
 
-def histogram() -> Spec:
-    """Activations where active, from the stored bins; counts on a symlog axis so that rare ones show."""
+def histogram(name: str = "activation", scale: str = "linear") -> Spec:
+    """A histogram of stored bins, the axis linear or log; counts on a symlog axis so that rare ones show."""
+    ticks: Spec = {"format": ".2~g", "tickCount": 6}
+    shape: Spec = {"type": "log", "nice": False} if scale == "log" else {}
     return {
         "mark": {"type": "bar", "color": BLUE, "binSpacing": 0},
         "encoding": {
-            "x": axis("low", "activation", bin="binned", axis={"format": ".2~g", "tickCount": 6}),
+            "x": axis("low", name if scale == "linear" else f"{name} (log)", bin="binned", axis=ticks,
+                      scale=shape),
             "x2": {"field": "high"},
             "y": axis(
                 "n",
@@ -46,7 +49,7 @@ def histogram() -> Spec:
             ),
             "tooltip": tips(("low", "from"), ("high", "to"), ("n", "tokens")),
         },
-    }
+    }  # fmt: skip
 
 
 def positions(context: int) -> Spec:
@@ -70,19 +73,20 @@ def positions(context: int) -> Spec:
     }  # fmt: skip
 
 
-def by_head(n_heads: int) -> Spec:
-    """Three measures beside each other for every head; fields head, measure, share."""
+def by_head(n_heads: int, measures: Sequence[str]) -> Spec:
+    """Measures (of HEAD_MEASURES) beside each other for every head; fields head, measure, share."""
+    colours = [HEAD_MEASURES[name] for name in measures]
     return {
         "mark": {"type": "bar", "cornerRadiusEnd": 1},
         "encoding": {
             "x": axis(
                 "head", "head", "ordinal", scale={"domain": list(range(n_heads))}, axis={"labelAngle": 0}
             ),
-            "xOffset": {"field": "measure", "sort": list(MEASURES)},
+            "xOffset": {"field": "measure", "sort": list(measures)},
             "y": axis("share", "share", axis={"tickCount": 4, "labelOverlap": False}),
             "color": {
-                "field": "measure", "type": "nominal", "sort": list(MEASURES), "title": None,
-                "scale": {"domain": list(MEASURES), "range": list(SERIES)},
+                "field": "measure", "type": "nominal", "sort": list(measures), "title": None,
+                "scale": {"domain": list(measures), "range": colours},
                 "legend": LEGEND,
             },
             "tooltip": [{"field": "head", "title": "head"}, {"field": "measure", "title": "measure"},
@@ -91,7 +95,10 @@ def by_head(n_heads: int) -> Spec:
     }  # fmt: skip
 
 
-MEASURES = ("decoder share", "FVE", "DFA share")
+HEAD_MEASURES = {
+    "decoder share": BLUE, "FVE": ORANGE, "FVE where active": RED, "DFA share": GREEN, "logit share": PURPLE,
+}  # fmt: skip
+"""How much of a feature is a head's, each measure with its colour."""
 
 
 def by_layer(

@@ -37,3 +37,19 @@ def token_table(rows: Sequence[dict[str, Any]], texts: Texts, title: str) -> str
         "<th title='largest activation'>max</th>"
     )
     return f"<table class='ha-table'><tr>{heads}</tr>{body}</table>"
+
+
+def source_table(rows: Sequence[dict[str, Any]], texts: Texts) -> str:
+    """Source tokens with their share of the positive DFA as bars, and in how many top examples they are."""
+    largest = max((row["share"] for row in rows), default=0.0) or 1.0
+    body = "".join(
+        f"<tr><td>{token(texts.text(row['token']))}</td><td class='ha-wide'>"
+        f"<span class='ha-bar' style='width:{95 * row['share'] / largest:.0f}%'></span></td>"
+        f"<td>{100 * row['share']:.3g}%</td><td>{row['n']}</td></tr>"
+        for row in rows
+    )
+    heads = (
+        "<th>source token</th><th></th><th title='share of the kept positive contributions'>share</th>"
+        "<th title='top examples in which it is a kept source'>examples</th>"
+    )
+    return f"<table class='ha-table'><tr>{heads}</tr>{body}</table>"

@@ -86,9 +86,12 @@ def test_feature_view_opens_on_the_strongest_feature_and_on_any_other(atlas):
     assert "promotes" in words(at)
 
 
-def test_feature_of_a_single_head_site_says_why_it_has_no_shares(atlas):
-    at = show("feature", sae="synthetic/L01.H00.q.relu-32")
-    assert "Shares of heads exist for SAEs on the z of a whole layer" in words(at)
+def test_feature_of_a_q_sae_shows_products_in_place_of_shares_of_heads(atlas):
+    said = words(show("feature", sae="synthetic/L01.H00.q.relu-32"))
+    assert "Products with positions" in said
+    assert "keys that it looks for" in said
+    assert "Where it reads from" not in said
+    assert "promotes" not in said
 
 
 @pytest.mark.parametrize(

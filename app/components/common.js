@@ -116,6 +116,13 @@ function markSource(node, value, largest) {
   node.style.setProperty("--s", share.toFixed(2));
 }
 
+// Whether a position belongs to the stretch before the strongest source, or to its repetition up to the example's.
+function repeats(example, position) {
+  if (!example.dfa || !example.dfa.match) return false;
+  const [source, n] = example.dfa.match;
+  return (position >= source - n && position < source) || (position > example.p - n && position <= example.p);
+}
+
 function tokenSpan(example, position, texts, max, activations) {
   const text = texts[example.t[position]];
   const node = el("span", "tok");
@@ -128,7 +135,7 @@ function tokenSpan(example, position, texts, max, activations) {
     node.classList.add("act");
     node.style.setProperty("--a", Math.min(1, 0.15 + (0.85 * value) / (max || value)).toFixed(3));
   }
-  if (position === example.p) node.classList.add("fire");
+  if (position === example.p) node.classList.add(example.miss === null ? "fire" : "miss");
   node.dataset.position = position;
   return node;
 }
@@ -145,6 +152,7 @@ function tokenLine(example, texts, max, sums, ranges) {
     for (let i = from; i <= to; i++) {
       const node = tokenSpan(example, i, texts, max, activations);
       if (sums.has(i)) markSource(node, sums.get(i), largest);
+      if (sums.size && repeats(example, i)) node.classList.add("match");
       line.appendChild(node);
       if (texts[example.t[i]] === "⏎") line.appendChild(document.createElement("wbr"));
     }

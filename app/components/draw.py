@@ -56,3 +56,8 @@ def feature_cards(key: str, data: dict[str, Any]) -> None:
 def feature_examples(key: str, data: dict[str, Any]) -> None:
     """The examples of a feature with the panel of heads and sources."""
     follow(_mount("examples", key, data))
+
+
+def related_features(key: str, data: dict[str, Any]) -> None:
+    """Features near one feature, in groups; their links open the feature."""
+    follow(_mount("related", key, data))

@@ -1,6 +1,11 @@
 // The examples of one feature; hovering or focusing one shows which heads and sources made it fire.
 
-const GROUP_NAMES = { top: "Strongest examples" };
+const GROUP_NAMES = {
+  top: "Strongest examples",
+  random: "Drawn from all its active tokens",
+  negative: "Near misses: did not fire. The number is the pre-activation",
+};
+const WHY_MISS = "Near miss: did not fire. DFA is kept for examples on which the feature fires.";
 
 function groupName(group) {
   if (GROUP_NAMES[group]) return GROUP_NAMES[group];
@@ -48,10 +53,12 @@ function sourceList(example, data, head) {
 function drawPanel(panel, example, state, data, hooks) {
   panel.replaceChildren();
   if (!example || !example.dfa) {
-    panel.appendChild(el("p", "muted", data.why_no_dfa));
+    const miss = example && example.miss !== null;
+    panel.appendChild(el("p", "muted", miss && data.has_dfa ? WHY_MISS : data.why_no_dfa));
+    if (miss) panel.appendChild(el("div", "small", `pre-activation ${num(example.miss)} at position ${example.p} of block ${example.b}`));
     return;
   }
-  const { h, bias, pre, sum } = example.dfa;
+  const { h, bias, pre, sum, match } = example.dfa;
   const head = state.head;
   panel.appendChild(el("h4", "", "What made it fire"));
   const where = `block ${example.b}, position ${example.p}`;
@@ -59,8 +66,9 @@ function drawPanel(panel, example, state, data, hooks) {
   const largest = Math.max(...h.map(Math.abs));
   const bars = el("div", "bars");
   h.forEach((value, i) => {
-    const row = headBar(i, value, largest, data, hooks);
-    if (head === i) row.classList.add("chosen");
+    const own = data.heads ? data.heads[i] : i;
+    const row = headBar(own, value, largest, data, hooks);
+    if (head === own) row.classList.add("chosen");
     bars.appendChild(row);
   });
   panel.appendChild(bars);
@@ -71,6 +79,10 @@ function drawPanel(panel, example, state, data, hooks) {
     total.appendChild(item);
   }
   panel.appendChild(total);
+  if (match) {
+    const tokens = match[1] === 1 ? "1 token that repeats the one" : `${match[1]} tokens that repeat those`;
+    panel.appendChild(el("div", "small match-note", `The strongest source follows ${tokens} up to here (dashed)`));
+  }
   panel.appendChild(el("h4", "", head === null ? "Largest sources, all heads" : `Largest sources of L${data.layer}H${head}`));
   panel.appendChild(sourceList(example, data, head));
   if (head !== null) {
@@ -169,8 +181,10 @@ function view(root, data, open) {
     const row = el("div", "row");
     row.tabIndex = 0;
     row.setAttribute("role", "button");
-    row.setAttribute("aria-label", `${example.g} example ${example.r + 1}, activation ${num(example.a)}`);
-    row.append(el("span", "value", num(example.a)), drawLine(example, state, data));
+    const miss = example.miss !== null;
+    const said = miss ? `near miss: did not fire, pre-activation ${num(example.miss)}` : `activation ${num(example.a)}`;
+    row.setAttribute("aria-label", `${example.g} example ${example.r + 1}, ${said}`);
+    row.append(el("span", miss ? "value miss" : "value", num(miss ? example.miss : example.a)), drawLine(example, state, data));
     row.addEventListener("pointerenter", () => state.pinned || activate(example));
     row.addEventListener("focus", () => state.pinned || activate(example));
     row.addEventListener("click", () => pin(example));

@@ -44,7 +44,11 @@ class Texts:
 
 
 def attribution(dfa: Attribution | None) -> dict[str, Any] | None:
-    """DFA of one example: h by head, their sum, bias term, pre-activation, sources as triples."""
+    """DFA of one example: h by head, their sum, bias term, pre-activation, sources as triples.
+
+    ``match`` is the strongest source with the number of tokens before it that repeat those up to the
+    example's position; None where none does.
+    """
     if dfa is None:
         return None
     return {
@@ -53,17 +57,22 @@ def attribution(dfa: Attribution | None) -> dict[str, Any] | None:
         "bias": rounded(dfa.bias_term),
         "pre": rounded(dfa.pre_activation),
         "src": [[head, source, rounded(v) or 0.0] for head, source, v in dfa.sources],
+        "match": [dfa.top_source, dfa.matched_prefix] if dfa.matched_prefix else None,
     }
 
 
 def example(one: Example, texts: Texts) -> dict[str, Any]:
-    """One example: group, rank, block, position, activation, tokens, active positions, DFA."""
+    """One example: group, rank, block, position, activation, tokens, active positions, DFA.
+
+    ``miss`` is the pre-activation of a near miss, and None for an example on which the feature fires.
+    """
     return {
         "g": one.group,
         "r": one.rank,
         "b": one.block,
         "p": one.position,
         "a": rounded(one.activation),
+        "miss": rounded(one.near_miss),
         "s": one.source,
         "t": [texts.place(token) for token in one.tokens],
         "act": [[position, rounded(value) or 0.0] for position, value in one.active],

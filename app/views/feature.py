@@ -1,11 +1,12 @@
 """One feature: when it fires, what it writes, which heads make it, and what people call it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import streamlit as st
 
-from app import charts, navigation, notes, state, style
+from app import charts, families, feature_evidence, navigation, notes, state, style
 from app.components import draw
 from app.components.payload import Texts, example, rounded
 from app.state import Scope
@@ -14,12 +15,15 @@ from atlas.db import annotations
 from atlas.db.models import INTERPRETABILITY
 from atlas.db.notes import LABEL_LENGTH, MOST_WORDS, NOTES_LENGTH
 from atlas.errors import StoreError
-from atlas.store.queries import examples, features, overview
+from atlas.store.queries import evidence, examples, features, overview
 from atlas.store.queries.overview import SaeRef
 
-NO_DFA = "No direct feature attribution was computed for this SAE: it needs the z of a whole layer."
+NO_DFA = "No direct feature attribution was computed for this SAE: it needs a site that sums over heads and \
+source positions (z or attn_out)."
 HEIGHT = 150
 FEW = 10
+SHARES = {name: key for key, name in feature_evidence.NAMES.items() if name in charts.HEAD_MEASURES}
+"""The columns of the measures of a head's part, by name."""
 RATINGS = {"interpretable": "interpretable", "partly": "partly", "uninterpretable": "not interpretable"}
 
 
@@ -84,10 +88,9 @@ def _header(scope: Scope, ref: SaeRef, row: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _facts(ref: SaeRef, row: dict[str, Any]) -> None:
+def _facts(scope: Scope, ref: SaeRef, row: dict[str, Any]) -> None:
     n = style.number
     items = [
-        ("SAE", ref.sae),
         ("density", f"{100 * row['density']:.3g} %"),
         ("active tokens", f"{n(row['n_active'])} of {n(ref.n_tokens)}"),
         ("max activation", n(row["max_activation"])),
@@ -100,23 +103,41 @@ def _facts(ref: SaeRef, row: dict[str, Any]) -> None:
     ]
     if row["top_head"] is not None:
         items.append(("largest share in", f"L{ref.layer}H{row['top_head']}"))
-    if row["logit_kurtosis"] is not None:
-        items.append(("logit skew, kurtosis", f"{n(row['logit_skew'])}, {n(row['logit_kurtosis'])}"))
-    style.facts(items)
+    style.facts(items + more_facts(row, scope.ask(overview.vocabulary, ref.model)))
     if not row["alive"]:
         st.warning("This feature never fires in the summarised text, so there are no examples of it.")
 
 
+def more_facts(row: dict[str, Any], vocabulary: Sequence[str]) -> list[tuple[str, str]]:
+    """Loss effect, positions and commonest token of a feature; what it has not is left out."""
+    n = style.number
+    items = []
+    if row["loss_effect"] is not None:
+        items.append(("loss if ablated", f"{row['loss_effect']:+.3g} nats, over {n(row['n_loss'])} tokens"))
+    if row["effective_positions"] is not None:
+        items.append(("effective positions", n(row["effective_positions"])))
+    if row["top_position"] is not None and row["top_position_share"] is not None:
+        share = 100 * row["top_position_share"]
+        items.append(("commonest position", f"{row['top_position']}, {share:.3g} %"))
+    if row["top_token"] is not None and row["top_token_share"] is not None:
+        text, share = Texts(vocabulary).text(row["top_token"]), 100 * row["top_token_share"]
+        items.append(("commonest token", f"{text}  {share:.3g} %"))
+    if row["top_pair_share"] is not None:
+        items.append(("commonest pair", f"{100 * row['top_pair_share']:.3g} %"))
+    return items
+
+
+def _families(scope: Scope, ref: SaeRef, number: int) -> None:
+    told = families.rules(scope)
+    if told:
+        st.html(families.chips(scope.ask(evidence.families, ref.sae, (number,)).get(number, []), told))
+
+
 def _charts(scope: Scope, ref: SaeRef, number: int) -> None:
     with st.container(key="charts"):
-        one, two, three = st.columns([1, 1.15, 1.35])
+        one, two, three = st.columns([1, 1.1, 1.5])
     with one:
-        style.section("Activations", "where it fires")
-        bins = scope.ask(features.histogram, ref.sae, number)
-        if bins.num_rows:
-            charts.draw(bins, charts.histogram(), HEIGHT, "histogram", "Histogram of its activations")
-        else:
-            st.caption("It never fires.")
+        _histogram(scope, ref, number)
     with two:
         style.section("Positions", "in the block")
         where = scope.ask(features.positions, ref.sae, number)
@@ -127,8 +148,26 @@ def _charts(scope: Scope, ref: SaeRef, number: int) -> None:
         else:
             st.caption("It never fires.")
     with three:
-        style.section("Heads", f"of layer {ref.layer}")
-        _heads(scope, ref, number)
+        if ref.site in ("q", "k"):
+            feature_evidence.products(scope, ref, number)
+        else:
+            style.section("Heads", f"of layer {ref.layer}")
+            _heads(scope, ref, number)
+
+
+def _histogram(scope: Scope, ref: SaeRef, number: int) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        style.section("Activations", "where it fires")
+        log = st.toggle("log scale", key="log_scale", help="bins of equal ratio from the smallest activation")
+    scale = "log" if log else "linear"
+    bins = scope.ask(features.histogram, ref.sae, number, scale)
+    if not bins.num_rows:
+        st.caption("It never fires.")
+    elif bins["low"][0] == bins["high"][-1]:
+        st.caption(f"All of its activations are {style.number(bins['low'][0].as_py())}.")
+    else:
+        spec = charts.histogram(scale=scale)
+        charts.draw(bins, spec, HEIGHT, f"histogram {scale}", "Histogram of its activations")
 
 
 def position_lines(where: pa.Table, context: int) -> pa.Table:
@@ -152,15 +191,16 @@ def _heads(scope: Scope, ref: SaeRef, number: int) -> None:
     if not shares:
         st.caption("Shares of heads exist for SAEs on the z of a whole layer.")
         return
-    names = zip(("decoder_share", "fve", "dfa_share"), charts.MEASURES, strict=True)
     rows = [
         {"head": row["head"], "measure": name, "share": row[key]}
-        for key, name in names
+        for name, key in SHARES.items()
         for row in shares
         if row[key] is not None
     ]
-    alt = "Decoder share, FVE and DFA share of every head"
-    charts.draw(pa.Table.from_pylist(rows), charts.by_head(len(shares)), HEIGHT, "by_head", alt)
+    present = {row["measure"] for row in rows}
+    measures = [name for name in SHARES if name in present]
+    alt = f"{', '.join(measures)} of every head"
+    charts.draw(pa.Table.from_pylist(rows), charts.by_head(len(shares), measures), HEIGHT, "by_head", alt)
 
 
 def _links(ref: SaeRef, row: dict[str, Any]) -> None:
@@ -189,21 +229,27 @@ def _tokens(scope: Scope, ref: SaeRef, number: int) -> None:
         token_table([r for r in stats if r["role"] == "next"][:k], texts, "next token"),
     ]
     with st.container(key="side"):
-        columns = st.columns([1, 1, 1.35, 1.35])
-    for column, part in zip(columns, parts, strict=True):
+        columns = st.columns([1, 1, 1.35, 1.35] if logits else [2, 1.35, 1.35])
+    if not logits:
+        with columns[0]:
+            feature_evidence.partners(scope, ref, number)
+    for column, part in zip(columns if logits else columns[1:], parts if logits else parts[2:], strict=True):
         column.html(part)
     if max(len(logits), len(stats)) > FEW:
         st.toggle("More tokens", key="more_tokens")
 
 
 def example_data(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) -> dict[str, Any]:
-    """What the examples component draws: the strongest 20, then 5 of each quantile."""
+    """What the examples component draws: the strongest 20, some of each tenth, a draw, and near misses."""
     texts = Texts(scope.ask(overview.vocabulary, ref.model))
-    kept = scope.ask(examples.examples, ref.sae, (number,), examples.GROUPS, 20)
+    groups = examples.GROUPS + examples.MORE_GROUPS
+    kept = scope.ask(examples.examples, ref.sae, (number,), groups, 20)
     return {
         "layer": ref.layer,
+        "heads": None if ref.head is None else [ref.head],
         "max": rounded(row["max_activation"]),
         "why_no_dfa": NO_DFA,
+        "has_dfa": any(one.dfa is not None for one in kept),
         "head_href": navigation.href("head", model=ref.model) + f"&head=L{ref.layer}HHEAD",
         "examples": [example(one, texts) for one in kept],
         "texts": texts.list,
@@ -266,10 +312,15 @@ def render() -> None:
     st.session_state["last_feature"] = (ref, number)
     _move(ref.sae, number)
     _header(scope, ref, row)
-    _facts(ref, row)
+    _families(scope, ref, number)
+    _facts(scope, ref, row)
     _form(scope, ref, number, who)
     _charts(scope, ref, number)
+    feature_evidence.reads(scope, ref, number)
     _tokens(scope, ref, number)
+    feature_evidence.writes(scope, ref, number, row)
+    feature_evidence.by_head(scope, ref, number)
+    feature_evidence.related(scope, ref, number)
     style.section("Examples", "point at one to see which heads and sources made it fire; click to pin it")
     draw.feature_examples("examples", example_data(scope, ref, number, row))
     _browse(scope, ref)

@@ -99,10 +99,10 @@ def attribution(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Ta
 
 
 def summaries(con: duckdb.DuckDBPyConnection, sae: str, features: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Density, strongest activation and top head of some features, by feature."""
+    """Density, strongest activation, top head and commonest token of some features, by feature."""
     rows = arrow(
         con,
-        "SELECT feature, n_active, density, max_activation, top_head, alive FROM features "
+        "SELECT feature, n_active, density, max_activation, top_head, top_token, alive FROM features "
         "WHERE sae = ? AND feature IN (SELECT unnest(?::INTEGER[]))",
         [sae, list(features)],
     )
