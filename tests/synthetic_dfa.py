@@ -145,11 +145,12 @@ def _tokens(world: World, key: Row, found: list[tuple[Row, Row, np.ndarray]]) ->
     seen: dict[int, set[int]] = {}
     for number, (example, row, _) in enumerate(found):
         for entry in row["sources"]:
-            token = int(world.tokens[example["block"], entry["source"]])
-            seen.setdefault(token, set()).add(number)
-            share[token] = share.get(token, 0.0) + max(entry["weight"], 0) * float(row["unit"])
+            if entry["weight"] > 0:
+                token = int(world.tokens[example["block"], entry["source"]])
+                seen.setdefault(token, set()).add(number)
+                share[token] = share.get(token, 0.0) + entry["weight"] * float(row["unit"])
     total = sum(share.values())
-    best = sorted((t for t in share if share[t] > 0), key=lambda t: (-share[t], t))[:10]
+    best = sorted(share, key=lambda t: (-share[t], t))[:10]
     return [
         {**key, "rank": rank, "token": t, "share": share[t] / total, "n": len(seen[t])}
         for rank, t in enumerate(best)

@@ -44,7 +44,10 @@ def _nearest(key: Row, vector: np.ndarray, others: Directions) -> list[Row]:
 
 
 def coactivation_rows(sae: Encoded) -> list[Row]:
-    """Features that fire together, over the first three quarters of the blocks; by Jaccard, then index."""
+    """Features that fire together at least twice, over the first three quarters of the blocks.
+
+    By Jaccard; ties go to the more joint firings, then to the lower index.
+    """
     acts = sae.acts[: len(sae.acts) * 3 // 4, 1:].reshape(-1, sae.d_sae).astype(np.float64)
     n = len(acts)
     fires = acts > 0
@@ -52,11 +55,12 @@ def coactivation_rows(sae: Encoded) -> list[Row]:
     rows = []
     for feature in range(sae.d_sae):
         found = []
-        for other in np.flatnonzero(both[feature]):
+        for other in np.flatnonzero(both[feature] >= 2):
             if other != feature:
-                either = counts[feature] + counts[other] - both[feature, other]
-                found.append((-both[feature, other] / either, int(other)))
-        for rank, (negative, other) in enumerate(sorted(found)[:10]):
+                n_both = int(both[feature, other])
+                either = counts[feature] + counts[other] - n_both
+                found.append((-n_both / either, -n_both, int(other)))
+        for rank, (negative, _, other) in enumerate(sorted(found)[:10]):
             n_both = int(both[feature, other])
             rows.append({
                 "sae": sae.name, "feature": feature, "rank": rank, "other": other, "n_both": n_both,

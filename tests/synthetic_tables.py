@@ -153,18 +153,18 @@ def _groups(feature: int, fires: Firing) -> dict[str, list[int]]:
     tenth = [(n - 1 - rank) * 10 // n for rank in range(n)]
     for q in range(10):
         groups[f"q{q}"] = [int(i) for i, t in zip(order, tenth, strict=True) if t == q][:5]
-    drawn = np.random.default_rng(feature).permutation(n)[:10]
+    drawn = np.random.default_rng(feature).permutation(n)[:5]
     groups["random"] = [int(order[rank]) for rank in sorted(drawn)]
     return groups
 
 
 def _near_misses(sae: Encoded, feature: int) -> list[tuple[int, int, float]]:
-    """(block, position, pre-activation) of the 10 largest that do not fire, at most one per block."""
+    """(block, position, pre-activation) of the 5 largest that do not fire, at most one per block."""
     silent = np.where(sae.acts[:, :, feature] > 0, -np.inf, sae.pre[:, :, feature])
     silent[:, 0] = -np.inf
     best = silent.argmax(1)
     found = [(b, int(p), float(silent[b, p])) for b, p in enumerate(best) if np.isfinite(silent[b, p])]
-    return sorted(found, key=lambda miss: (-miss[2], miss[0]))[:10]
+    return sorted(found, key=lambda miss: (-miss[2], miss[0]))[:5]
 
 
 def example_rows(sae: Encoded, key: Row, fires: Firing) -> list[Row]:

@@ -116,6 +116,7 @@ BREAK = {
     "logit_effects.strongest_first": change("logit_effects", "value = 0"),
     "head_logit_effects.strongest_first": change("head_logit_effects", "value = 0"),
     "neighbours.strongest_first": change("neighbours", "cosine = -1"),
+    "coactivation.strongest_first": change("coactivation", "jaccard = 0"),
     "qk_partners.strongest_first": change("qk_partners", "product = -9"),
     "dfa_tokens.strongest_first": change("dfa_tokens", "share = 0"),
     "examples.quantiles": change("examples", "activation = 99", "example_group = 'q3'"),

@@ -49,6 +49,7 @@ CHECKS: tuple[Check, ...] = (
     _descending("logit_effects", "sign * value", "the strongest effect comes first"),
     _descending("head_logit_effects", "sign * value", "the strongest effect comes first"),
     _descending("neighbours", "cosine", "the nearest direction comes first"),
+    _descending("coactivation", "jaccard", "the largest Jaccard index comes first"),
     _descending("qk_partners", "product", "the largest product comes first"),
     _descending("dfa_tokens", "share", "the largest share comes first"),
     Check(
