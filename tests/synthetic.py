@@ -89,7 +89,7 @@ def _score_rows(world: World, layer: int, pattern: np.ndarray) -> list[dict]:
     source = {
         "previous_token": np.broadcast_to(dst - 1, (len(blocks), context - 1)),
         "first_token": np.zeros((len(blocks), context - 1), int),
-        "duplicate_token": worlds.earlier(world.tokens, 0)[:, 1:],
+        "duplicate": worlds.earlier(world.tokens, 0)[:, 1:],
         "induction": worlds.earlier(world.tokens, 1)[:, 1:],
     }
     rows = []

@@ -201,3 +201,42 @@ def test_a_release_without_such_rows_says_what_it_lacks(tmp_path):
     build_synthetic_release(load_settings().releases, "small", **SIZE)
     with pytest.raises(AtlasError, match="'small@1' has no site with several SAEs of one architecture"):
         report("sweep")
+
+
+def ranks(values):
+    """Average ranks, by counting."""
+    return [sum(w < v for w in values) + (sum(w == v for w in values) + 1) / 2 for v in values]
+
+
+def correlation(a, b):
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    over = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+    return over / (sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b)) ** 0.5
+
+
+def test_families_beside_attention_scores(con):
+    found = tables(report("families"))
+    assert set(found) == {"Heads by their features", "Features against attention"}
+    heads = con.execute("SELECT layer, head, n_top, n_single_token FROM head_summary ORDER BY ALL").fetchall()
+    rows = found["Heads by their features"][1:]
+    assert [row[:2] for row in rows] == [[f"L{layer}H{head}", str(n)] for layer, head, n, _ in heads]
+    for row, (*_, n) in zip(rows, heads, strict=True):
+        assert (f"single token {n}" in row[2]) == (n > 0) or row[2].count(",") == 2
+    title, *lines = found["Features against attention"]
+    assert title[:4] == ["Evidence by features", "Attention score", "Heads", "Rank correlation"]
+    for (share, score), line in zip(
+        [("previous", "previous_token"), ("same_token", "duplicate"), ("after_match", "induction")],
+        lines,
+        strict=True,
+    ):
+        pairs = con.execute(
+            f"SELECT h.{share} / (1 - h.bos), s.value FROM head_summary h JOIN head_scores s"
+            " ON (s.model, s.layer, s.head) = (h.model, h.layer, h.head) WHERE s.score = ?", [score],
+        ).fetchall()  # fmt: skip
+        assert line[:3] == [share, score, str(len(pairs))]
+        expected = correlation(ranks([a for a, _ in pairs]), ranks([b for _, b in pairs]))
+        assert float(line[3]) == pytest.approx(expected, abs=6e-4)
+        (best,) = [a for a, b in pairs if b == max(b for _, b in pairs)]
+        others = [a for a, b in pairs if b != max(b for _, b in pairs)]
+        won = sum((best > a) + 0.5 * (best == a) for a in others) / len(others)
+        assert float(line[4]) == pytest.approx(won, abs=6e-4)

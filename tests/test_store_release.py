@@ -103,7 +103,7 @@ def test_synthetic_release_is_true_to_the_definitions(synthetic):
     )
     styles = {(layer, head): score for layer, head, score in best}
     assert styles[0, 0] == "previous_token"
-    assert styles[0, 1] == "duplicate_token"
+    assert styles[0, 1] == "duplicate"
     assert styles[1, 1] == "induction"
     assert styles[1, 2] == "first_token"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from atlas.store.reports import Part
 
-KINDS = ("qk", "heads", "sweep", "layers", "pruning", "stages", "training")
+KINDS = ("qk", "heads", "sweep", "layers", "pruning", "stages", "training", "families")
 FIGURES = ("sweep", "training")
 ENDINGS = (".html", ".svg", ".png")
 _LACKING = {
@@ -27,6 +27,7 @@ _LACKING = {
     "pruning": "pruned SAEs",
     "stages": "SAEs that were pruned or finetuned",
     "training": "SAEs that were trained here",
+    "families": "SAEs on z of whole layers",
 }
 _CURVES = (
     ("mse_loss", "squared error (log)", True, ".3~r"),
@@ -62,6 +63,7 @@ def report(kind: str, release: str | None, model: str | None, form: str, figure:
     qk: quality of the q and k SAEs of every head; heads: the same, a box per head. sweep: SAEs of one site
     against their settings. layers: quality by layer, beside the model's own loss. pruning: features by
     criterion. stages: quality after training, pruning and finetuning. training: where every training ended.
+    families: heads by what their features read, and how well that agrees with attention scores.
     """
     from atlas.store.connection import cursor, open_release
     from atlas.store.queries import overview

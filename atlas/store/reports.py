@@ -5,7 +5,6 @@ The app's overview and ``atlas report`` both show these, each in its own way; th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
@@ -13,30 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from atlas.store.queries import quality, training
+from atlas.store.reports_families import families
+from atlas.store.reports_shown import Part, Shown
+
+__all__ = ["KINDS", "Part", "Shown", "written"]
 
 SIDES = {"q": "Query", "k": "Key"}
 LETTERS = {"attn_out": "A", "mlp_out": "M", "resid_pre": "R", "z": "Z"}
 """Seed 003 writes L5A for the attention output of layer 5 and L5M for its MLP's."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A column as it is shown: a field of the rows, its heading, a format of Python's, and what it means."""
-
-    name: str
-    title: str
-    form: str = ""
-    help: str = ""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One table of a report; ``foot`` is a last row, by field."""
-
-    title: str
-    columns: tuple[Shown, ...]
-    rows: pa.Table
-    foot: Mapping[str, Any] = field(default_factory=dict)
 
 
 _SAE = Shown("sae", "SAE")
@@ -229,6 +212,7 @@ KINDS: dict[str, Callable[[duckdb.DuckDBPyConnection, str], list[Part]]] = {
     "pruning": pruning,
     "stages": stages,
     "training": trainings,
+    "families": families,
 }
 """The reports, by name."""
 
