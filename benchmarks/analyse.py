@@ -2,17 +2,19 @@
 
     python benchmarks/analyse.py [--blocks 2048] [--width 3072] [--layers all] [--home FOLDER]
 
-Runs the real steps of a build over SAEs on z (made from samples of the activations, TopK 32), each once, and
-prints seconds and peak memory by kind of step. "Bare" is what no analysis can do without: the model run to
-its last z and every SAE's pre-activations and TopK, over the same blocks, with nothing kept.
+Runs the real steps of a build over SAEs on z (made from samples of the activations, TopK 32), each once,
+and prints seconds by the clock and of the processors, and peak memory, by kind of step. "Bare" is what no
+analysis can do without: the model run to its last z and every SAE's pre-activations and TopK, over the same
+blocks, with nothing kept. Processor seconds are all threads' together, and what to compare on a machine
+that does other things as well.
 """
 
 import argparse
 import resource
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,11 +26,12 @@ from atlas.lm.runtime import prepare_torch
 from atlas.pipeline.execute import output_of, run_step
 from atlas.pipeline.plan import Plan, make_plan
 from atlas.progress import NullProgress
-from atlas.sae.files import save_sae
+from atlas.sae.files import load_sae, save_sae
 from atlas.sae.library import folder_of, note_digest
 from atlas.sae.model import SAE, SAEInfo
 from atlas.settings import Settings, load_settings
 from atlas.sites import Site
+from atlas.store.release import current
 from benchmarks.machine import machine_line
 
 CONTEXT, K, BARE_BLOCKS, BATCH = 128, 32, 128, 16
@@ -40,7 +43,9 @@ def from_samples(model: LanguageModel, site: Site, width: int, x: torch.Tensor) 
     centre = x.mean(0)
     generator = torch.Generator().manual_seed(site.layer)
     rows = (x - centre)[torch.randint(len(x), (width,), generator=generator)]
-    rows = torch.nn.functional.normalize(rows + 0.3 * rows.std() * torch.randn(rows.shape, generator=generator))
+    rows = torch.nn.functional.normalize(
+        rows + 0.3 * rows.std() * torch.randn(rows.shape, generator=generator)
+    )
     info = SAEInfo(
         f"{model.name}/{site.name}.topk-{width}", model.name, "raw", site, "topk", K, None, 0, "samples",
         CONTEXT, 0, "samples", "benchmark",
@@ -48,7 +53,9 @@ def from_samples(model: LanguageModel, site: Site, width: int, x: torch.Tensor) 
     return SAE(info, rows.T.contiguous(), torch.zeros(width), rows, centre)
 
 
-def fill_library(settings: Settings, model: LanguageModel, store: TokenStore, sites: list[Site], width: int) -> None:
+def fill_library(
+    settings: Settings, model: LanguageModel, store: TokenStore, sites: list[Site], width: int
+) -> None:
     tokens = torch.from_numpy(store.blocks(range(64)))
     activations, _ = capture(model, tokens, sites)
     for site in sites:
@@ -60,36 +67,62 @@ def fill_library(settings: Settings, model: LanguageModel, store: TokenStore, si
             note_digest(folder, "samples")
 
 
+class Spent(NamedTuple):
+    """Seconds by the clock, and of all processors together."""
+
+    clock: float
+    processors: float
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.clock + other.clock, self.processors + other.processors)
+
+    def times(self, factor: float) -> "Spent":
+        return Spent(self.clock * factor, self.processors * factor)
+
+
+NOTHING = Spent(0.0, 0.0)
+
+
+class Stopwatch:
+    """Time since it was made."""
+
+    def __init__(self) -> None:
+        self.begun = time.perf_counter(), time.process_time()
+
+    def read(self) -> Spent:
+        return Spent(time.perf_counter() - self.begun[0], time.process_time() - self.begun[1])
+
+
 @torch.no_grad()
-def bare(model: LanguageModel, saes: list[SAE], store: TokenStore, blocks: int) -> tuple[float, float]:
-    """Seconds of the forward pass and of encoding over ``blocks`` blocks, from a part of them."""
+def bare(model: LanguageModel, saes: list[SAE], store: TokenStore, blocks: int) -> tuple[Spent, Spent]:
+    """Time of the forward pass and of encoding over ``blocks`` blocks, from a part of them."""
     measured = min(blocks, BARE_BLOCKS)
-    sites, spent = [sae.info.site for sae in saes], [0.0, 0.0]
+    sites, forward, encode = [sae.info.site for sae in saes], NOTHING, NOTHING
     for start in range(-BATCH, measured, BATCH):
         tokens = torch.from_numpy(store.blocks(range(max(start, 0), max(start, 0) + BATCH)))
-        begun = time.perf_counter()
+        watch = Stopwatch()
         activations, _ = capture(model, tokens, sites)
-        between = time.perf_counter()
+        one, watch = watch.read(), Stopwatch()
         for sae in saes:
             sae.active(activations[sae.info.site][:, 1:].reshape(-1, sae.d_in))
         if start >= 0:  # the first batch warms up
-            spent[0] += between - begun
-            spent[1] += time.perf_counter() - between
-    return spent[0] * blocks / measured, spent[1] * blocks / measured
+            forward, encode = forward + one, encode + watch.read()
+    return forward.times(blocks / measured), encode.times(blocks / measured)
 
 
 def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run_all(plan: Plan, settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
-    seconds, peak = defaultdict(float), {}
+def run_all(plan: Plan, settings: Settings) -> tuple[dict[str, Spent], dict[str, float]]:
+    spent: dict[str, Spent] = {}
+    peak = {}
     for step in plan.steps:
-        begun = time.perf_counter()
+        watch = Stopwatch()
         run_step(plan, step.name, settings, NullProgress())
-        seconds[step.kind] += time.perf_counter() - begun
+        spent[step.kind] = spent.get(step.kind, NOTHING) + watch.read()
         peak[step.kind] = peak_mb()
-    return dict(seconds), peak
+    return spent, peak
 
 
 def disk_kb(plan: Plan, settings: Settings, kind: str) -> float:
@@ -123,30 +156,36 @@ def report(arguments: argparse.Namespace, settings: Settings) -> None:
         evaluation=EvalConfig(blocks=16),
         analysis=AnalysisConfig(blocks=arguments.blocks),
     )
-    text = make_plan(BuildConfig(model=config.model, corpus=config.corpus, evaluation=config.evaluation), settings)
+    text = make_plan(
+        BuildConfig(model=config.model, corpus=config.corpus, evaluation=config.evaluation), settings
+    )
     run_step(text, "tokens", settings, NullProgress())
     store = TokenStore(output_of(text.step("tokens"), settings))
     fill_library(settings, model, store, sites, arguments.width)
     plan = make_plan(config, settings)
-    seconds, peak = run_all(plan, settings)
-    from atlas.sae.files import load_sae
-
+    spent, peak = run_all(plan, settings)
     saes = [load_sae(folder_of(settings.home, name)).to(device) for name in plan.sae_names]
     forward, encode = bare(model, saes, store, len(store))
     n_features = sum(sae.d_sae for sae in saes)
     print(machine_line(device))
-    print(f"{model.name}, {len(saes)} z SAEs of width {arguments.width} (TopK {K}), {len(store)} blocks of {CONTEXT}")
-    print(f"{'step':24}{'seconds':>10}{'peak MB':>10}")
-    for kind, spent in seconds.items():
-        print(f"{kind:24}{spent:10.1f}{peak[kind]:10.0f}")
-    total = sum(seconds.get(kind, 0.0) for kind in ANALYSIS)
-    print(f"{'bare forward':24}{forward:10.1f}")
-    print(f"{'bare encode':24}{encode:10.1f}")
-    print(f"analysis {total:.1f} s = {total / (forward + encode):.2f} x bare; {1e3 * total / n_features:.2f} ms per feature")
-    shards = disk_kb(plan, settings, "shard") / 1024
-    print(f"shards {shards:.0f} MB on disk")
-    release = output_of(plan.steps[-1], settings)
-    print(f"with the release: {total + seconds['publish']:.1f} s; {release.name}")
+    saes_line = f"{len(saes)} z SAEs of width {arguments.width} (TopK {K})"
+    print(f"{model.name}, {saes_line}, {len(store)} blocks of {CONTEXT}")
+    print(f"{'step':24}{'seconds':>10}{'of processors':>15}{'peak MB':>10}")
+    for kind, (clock, processors) in spent.items():
+        print(f"{kind:24}{clock:10.1f}{processors:15.1f}{peak[kind]:10.0f}")
+    total = sum((spent.get(kind, NOTHING) for kind in ANALYSIS), NOTHING)
+    bare_of_all = forward + encode
+    for name, found in (
+        ("bare forward", forward), ("bare encode", encode), ("analysis", total),
+        ("analysis and release", total + spent["publish"]),
+    ):  # fmt: skip
+        print(f"{name:24}{found.clock:10.1f}{found.processors:15.1f}")
+    by_clock, by_work = total.clock / bare_of_all.clock, total.processors / bare_of_all.processors
+    print(f"analysis / bare: {by_clock:.2f} by the clock, {by_work:.2f} of processors")
+    print(f"per feature: {1e3 * total.clock / n_features:.2f} ms; with the release "
+          f"{1e3 * (total + spent['publish']).clock / n_features:.2f} ms")  # fmt: skip
+    kb = current(settings.releases).path.stat().st_size / 1024 / n_features
+    print(f"shards {disk_kb(plan, settings, 'shard') / 1024:.0f} MB; release {kb:.1f} KB per feature")
 
 
 if __name__ == "__main__":
