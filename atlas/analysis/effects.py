@@ -8,6 +8,11 @@ activation x by -a W_dec[f] (times the token's own scale where the SAE normalise
 L is the summed next-token cross-entropy of the token's block, in nats. Positive: the loss would rise, the
 feature helps. One forward and one backward pass over a sample of the text serve all sites and SAEs. (seed
 003's agenda; attribution patching, Nanda 2023, for the first order.)
+
+How far to trust it: on docs-2l (TopK, 1,024 features, k 16, 800,000 tokens of training; 100 features of each
+SAE, 10 firings each) the rank correlation with exact ablation of one firing at a time, averaged by feature,
+was .97 at L01.z, .85 at L00.z and .83 at L01.resid_pre. Early sites bend more, and there the exact loss rises
+more on average than first order says.
 """
 
 from collections.abc import Sequence
