@@ -28,7 +28,7 @@ NAMES = {
 
 
 def share_rows(summary: dict[str, Any]) -> pa.Table:
-    """The shares of a ``dfa_summary`` row for the chart: name with the share, meaning, share; no row for NULL."""
+    """The shares of a ``dfa_summary`` row that are known, for the chart: name (and share), meaning, share."""
     told = {column.name: column.meaning for column in TABLES["dfa_summary"].columns}
     rows = [
         {"name": f"{name}  {100 * summary[column]:.0f} %", "meaning": told[column], "share": summary[column]}

@@ -48,6 +48,13 @@ def follow(result: Any) -> None:
         go(address)
 
 
+def bound_param(name: str, labels: Mapping[str, str]) -> None:
+    """Lets an address name a choice by its key, too, where the widget bound to it knows its label alone."""
+    asked = st.query_params.get(name)
+    if asked in labels and name not in st.session_state:
+        st.session_state[name] = asked
+
+
 def index_param(name: str, allowed: int, what: str) -> int | None:
     """A number from the address in [0, allowed), None if absent; StoreError names a wrong one."""
     text = st.query_params.get(name)

@@ -61,6 +61,11 @@ function cardNode(card, data, tip, open) {
   head.appendChild(el("span", "rank", String(card.rank + 1)));
   head.appendChild(link(`feature ${card.feature}`, card.href, "name", open));
   if (card.label) head.appendChild(el("span", "label", card.label));
+  for (const [family, rule] of card.families) {
+    const chip = el("span", "family", family);
+    chip.title = rule;
+    head.appendChild(chip);
+  }
   const shares = el("span", "shares");
   shares.append(
     shareBar("decoder", card.decoder_share, "decoder share: norm of this head's slice of W_dec over the sum over heads"),

@@ -116,10 +116,12 @@ function markSource(node, value, largest) {
   node.style.setProperty("--s", share.toFixed(2));
 }
 
-// Whether a position belongs to the stretch before the strongest source, or to its repetition up to the example's.
-function repeats(example, position) {
+// Whether a position belongs to the stretch before the strongest source, or to its repetition up to the example's;
+// only while that source is the strongest of those that are marked.
+function repeats(example, position, sums) {
   if (!example.dfa || !example.dfa.match) return false;
   const [source, n] = example.dfa.match;
+  if (!sums.size || sums.get(source) !== Math.max(...sums.values())) return false;
   return (position >= source - n && position < source) || (position > example.p - n && position <= example.p);
 }
 
@@ -152,7 +154,7 @@ function tokenLine(example, texts, max, sums, ranges) {
     for (let i = from; i <= to; i++) {
       const node = tokenSpan(example, i, texts, max, activations);
       if (sums.has(i)) markSource(node, sums.get(i), largest);
-      if (sums.size && repeats(example, i)) node.classList.add("match");
+      if (repeats(example, i, sums)) node.classList.add("match");
       line.appendChild(node);
       if (texts[example.t[i]] === "⏎") line.appendChild(document.createElement("wbr"));
     }

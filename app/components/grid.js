@@ -6,7 +6,8 @@ function legend(data) {
   if (data.scale) {
     const bar = el("span", "bar");
     bar.style.background = `linear-gradient(to right, ${data.scale.stops.join(",")})`;
-    box.append(el("span", "tick", num(data.scale.low)), bar, el("span", "tick", num(data.scale.high)));
+    const tick = (value) => el("span", "tick", Number.isInteger(value) ? String(value) : num(value));
+    box.append(tick(data.scale.low), bar, tick(data.scale.high));
     if (data.scale.unit) box.appendChild(el("span", "muted", data.scale.unit));
   }
   for (const item of data.classes || []) {

@@ -7,12 +7,14 @@ from typing import Any
 
 import streamlit as st
 
-from app import colours, navigation, state, style
+from app import colours, families, navigation, state, style
 from app.components import draw
+from app.feature_evidence import READS
 from app.state import Scope
 from atlas.db import annotations
 from atlas.db.annotations import HeadProgress
 from atlas.store.queries import heads
+from atlas.tables import DFA_SHARES, FAMILY_NAMES
 
 Place = tuple[int, int]
 PROGRESS, SEMANTICITY = "annotation progress", "semanticity"
@@ -21,7 +23,17 @@ SHORT = {
     "max_decoder_share": "largest decoder share",
     "top10_fve": "top-10 FVE",
     "n_top": "features led",
+    "top10_dfa_share": "top-10 DFA share",
+    "effective_features": "effective features",
+    "distance": "DFA distance",
+    "corr_decoder_fve": "rank correlation: decoder, FVE",
+    "corr_decoder_dfa": "rank correlation: decoder, DFA",
+    "corr_fve_dfa": "rank correlation: FVE, DFA",
+    **{name: f"DFA from {told}" for name, told in READS.items() if name in DFA_SHARES},
+    **{f"n_{name}": f"features: {families.spoken(name)}" for name in FAMILY_NAMES},
 }
+SHOWN = 9
+"""Numbers that a head's tooltip has room for."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,10 @@ def head_numbers(scope: Scope) -> dict[str, Numbers]:
     }
 
 
-def _tip(place: Place, note: HeadProgress | None, numbers: Mapping[str, Numbers]) -> list[list[str]]:
+def _tip(
+    place: Place, note: HeadProgress | None, numbers: Mapping[str, Numbers], colour: str
+) -> list[list[str]]:
+    """What the tooltip of a head says; of its numbers, the one that colours the grid comes first."""
     lines = [[f"L{place[0]}H{place[1]}"]]
     if note is not None:
         lines.append(["status", note.status])
@@ -65,8 +80,9 @@ def _tip(place: Place, note: HeadProgress | None, numbers: Mapping[str, Numbers]
             lines.append(["groupings", ", ".join(note.groupings)])
     else:
         lines.append(["status", "not begun"])
-    shown = [(n.name, style.number(float(n.values[place]))) for n in numbers.values() if place in n.values]
-    return lines + [[name, value] for name, value in shown[:9]]
+    first = [numbers[colour]] if colour in numbers else []
+    shown = [n for n in [*first, *(n for name, n in numbers.items() if name != colour)] if place in n.values]
+    return lines + [[n.name, style.number(float(n.values[place]))] for n in shown[:SHOWN]]
 
 
 def _by_class(scope: Scope, notes: Mapping[Place, HeadProgress], colour: str) -> dict[str, Any]:
@@ -100,10 +116,20 @@ def _by_number(scope: Scope, numbers: Numbers) -> dict[str, Any]:
                 cells[layer, head] = {"bg": colours.EMPTY, "fg": colours.INK, "text": "–"}
                 continue
             bg = colours.viridis((value - low) / (high - low))
-            text = f"{value}" if isinstance(value, int) else f"{value:.2f}"
+            text = f"{value:,}" if isinstance(value, int) else short(value)
             cells[layer, head] = {"bg": bg, "fg": colours.ink_on(bg), "text": text}
     scale = {"low": low, "high": high, "stops": list(colours.VIRIDIS), "unit": numbers.unit}
     return {"cells": cells, "classes": [], "scale": scale}
+
+
+def short(value: float) -> str:
+    """A number that fits into a cell.
+
+    >>> short(0.1234), short(17.53), short(1234.6)
+    ('0.12', '17.5', '1,235')
+    """
+    size = abs(value)
+    return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:,.0f}"
 
 
 def grid_data(
@@ -121,7 +147,7 @@ def grid_data(
             {
                 "layer": layer, "head": head, **cell,
                 "label": ("★ " if note and note.star else "") + label,
-                "tip": _tip((layer, head), note, numbers),
+                "tip": _tip((layer, head), note, numbers, colour),
                 "faded": only not in ("all", status),
             }
         )  # fmt: skip
@@ -179,8 +205,9 @@ def _table(
     }
     for name, n in numbers.items():
         config[name] = st.column_config.NumberColumn(n.name, help=n.unit, format="%.3f")
-    if "n_top" in numbers:
-        config["n_top"] = st.column_config.NumberColumn(SHORT["n_top"], help=numbers["n_top"].unit)
+    for name in ("n_top", *(f"n_{family}" for family in FAMILY_NAMES)):
+        if name in numbers:
+            config[name] = st.column_config.NumberColumn(numbers[name].name, help=numbers[name].unit)
     st.dataframe(rows, column_config=config, hide_index=True, height=min(720, 37 + 35 * max(1, len(rows))))
 
 
@@ -210,6 +237,7 @@ def _controls(numbers: Mapping[str, Numbers]) -> tuple[str, str, str]:
     one, two, three = st.columns([3, 2, 1.4], vertical_alignment="bottom")
     options = [PROGRESS, SEMANTICITY, *numbers]
     names = {key: n.name for key, n in numbers.items()}
+    navigation.bound_param("colour", names)
     colour = one.selectbox(
         "Colour", options, format_func=lambda key: names.get(key, key), key="colour", bind="query-params"
     )

@@ -6,19 +6,24 @@ from typing import Any
 
 import pyarrow as pa
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from app import charts, navigation, state, style
+from app import charts, families, navigation, state, style
 from app.components import draw
 from app.components.payload import Texts, example, rounded
+from app.feature_evidence import READS
 from app.head_form import Place, head_form, move
 from app.state import Scope
 from app.views.atlas import mini_map, progress_bar
 from atlas.db import annotations
 from atlas.errors import StoreError
-from atlas.store.queries import examples, features, heads, overview
+from atlas.store.queries import evidence, examples, features, heads, overview
 from atlas.store.queries.heads import HeadFeature
 from atlas.store.queries.overview import SaeRef
+from atlas.tables import DFA_SHARES, FAMILY_NAMES
 
+LEAST = 0.005
+"""The smallest share that is listed: half a percent."""
 _NAME = re.compile(r"L(\d{1,4})H(\d{1,4})", re.IGNORECASE)
 
 
@@ -68,6 +73,7 @@ def _header(scope: Scope, place: Place, who: str) -> frozenset[tuple[int, int]]:
         _jump(scope, place)
     with left:
         _scores(scope, place)
+    _summary(scope, place)
     return done
 
 
@@ -108,6 +114,36 @@ def _scores(scope: Scope, place: Place) -> None:
     style.facts(items)
 
 
+def _summary(scope: Scope, place: Place) -> None:
+    ref = scope.z_saes.get(place.layer)
+    summary = None if ref is None else scope.ask(heads.head_summary, ref.sae, place.head)
+    if summary is not None:
+        style.facts(summary_facts(summary))
+
+
+def summary_facts(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a ``head_summary`` row says of the features of a head; what it has not is left out."""
+    n = style.number
+    kinds = [(row[f"n_{name}"], families.spoken(name)) for name in FAMILY_NAMES if row[f"n_{name}"]]
+    items = [
+        ("features led", f"{n(row['n_top'])} of {n(row['n_features'])} that fire"),
+    ]
+    if kinds:
+        items.append(("of these", ", ".join(f"{n(count)} {name}" for count, name in kinds)))
+    items.append(("effective features", n(row["effective_features"])))
+    if row["distance"] is not None:
+        items.append(("reads from", f"{n(row['distance'])} tokens back"))
+    shares = [f"{READS[name]} {100 * row[name]:.0f} %" for name in DFA_SHARES if (row[name] or 0) >= LEAST]
+    if shares:
+        items.append(("of its positive DFA", ", ".join(shares)))
+    pairs = (("decoder, FVE", "corr_decoder_fve"), ("decoder, DFA", "corr_decoder_dfa"),
+             ("FVE, DFA", "corr_fve_dfa"))  # fmt: skip
+    found = [f"{name} {row[column]:.2f}" for name, column in pairs if row[column] is not None]
+    if found:
+        items.append(("rank correlations", " · ".join(found)))
+    return items
+
+
 def _labels(scope: Scope, sae: str, who: str) -> dict[int, str]:
     """Labels of features: the annotator's own, else anybody's."""
     found: dict[int, str] = {}
@@ -143,7 +179,8 @@ def card_data(at: Scoped, chosen: tuple[HeadFeature, ...], n: int, who: str) -> 
     ids = tuple(one.feature for one in chosen)
     texts = Texts(scope.ask(overview.vocabulary, ref.model))
     stats = scope.ask(features.summaries, ref.sae, ids)
-    labels = _labels(scope, ref.sae, who)
+    labels, kinds = _labels(scope, ref.sae, who), scope.ask(evidence.families, ref.sae, ids)
+    told = families.rules(scope)
     kept, tokens = _examples(at, ids, n, texts), _logits(at, ids, texts)
     cards = []
     for one in chosen:
@@ -159,14 +196,27 @@ def card_data(at: Scoped, chosen: tuple[HeadFeature, ...], n: int, who: str) -> 
                 "other": "" if top is None or top == place.head else f"L{place.layer}H{top}",
                 "up": tokens.get((one.feature, 1), []), "down": tokens.get((one.feature, -1), [])[:5],
                 "examples": kept.get(one.feature, []),
+                "families": [[families.spoken(f), told.get(f, "")] for f in kinds.get(one.feature, [])],
             }
         )  # fmt: skip
     here = {"layer": place.layer, "head": place.head, "before": 16, "after": 7}
     return {**here, "texts": texts.list, "cards": cards}
 
 
+def _family(scope: Scope, where: DeltaGenerator) -> str | None:
+    """The family that the cards are limited to; None for all."""
+    names = {family: families.spoken(family) for family in families.rules(scope) if family != "dead"}
+    if not names:
+        return None
+    navigation.bound_param("family", names)
+    return where.selectbox(
+        "Family", list(names), index=None, placeholder="any", key="family", bind="query-params",
+        format_func=names.__getitem__, help="only features of this family; docs/families.md has the rules",
+    )  # fmt: skip
+
+
 def _features(scope: Scope, ref: SaeRef, place: Place, who: str) -> None:
-    one, two, three = st.columns([2.4, 1.2, 1.3], vertical_alignment="bottom")
+    one, two, three, four = st.columns([2.1, 1.1, 1.4, 1.4], vertical_alignment="bottom")
     measure = one.segmented_control(
         "Top features by", list(heads.MEASURES), default="decoder_share", required=True, key="measure",
         format_func=heads.MEASURES.__getitem__, bind="query-params",
@@ -175,9 +225,12 @@ def _features(scope: Scope, ref: SaeRef, place: Place, who: str) -> None:
         "Features", [10, 20, 50], default=10, required=True, key="k", bind="query-params"
     )
     n = three.segmented_control("Examples each", [1, 3, 5, 10], default=3, required=True, key="each")
-    chosen = scope.ask(heads.top_features, ref.sae, place.head, measure, k)
+    family = _family(scope, four)
+    chosen = scope.ask(heads.top_features, ref.sae, place.head, measure, k, family)
     if not chosen:
-        st.info(f"No firing feature of {state.plain(ref.sae)} has a {heads.MEASURES[measure]} in this head.")
+        of = "" if family is None else f" of the family {families.spoken(family)}"
+        has = f"has a {heads.MEASURES[measure]} in this head"
+        st.info(f"No firing feature{of} of {state.plain(ref.sae)} {has}.")
         return
     draw.feature_cards("cards", card_data((scope, ref, place), chosen, n, who))
     with st.expander("The measures side by side"):

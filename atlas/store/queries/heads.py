@@ -84,22 +84,33 @@ class HeadFeature:
 
 
 def top_features(
-    con: duckdb.DuckDBPyConnection, sae: str, head: int, measure: str = "decoder_share", k: int = 10
+    con: duckdb.DuckDBPyConnection,
+    sae: str,
+    head: int,
+    measure: str = "decoder_share",
+    k: int = 10,
+    family: str | None = None,
 ) -> tuple[HeadFeature, ...]:
-    """The k firing features with the largest share in a head; ties go to the smaller feature.
+    """The k firing features with the largest share in a head, of all or of a family; ties go to the smaller.
 
     ``measure`` is one of MEASURES; a feature without that measure is left out. StoreError names an
-    unknown measure.
+    unknown measure or family.
     """
     one_of("measure", measure, MEASURES, StoreError)
+    members, given = "", [sae, head]
+    if family is not None:
+        one_of("family", family, FAMILY_NAMES, StoreError)
+        members = "AND a.feature IN (SELECT feature FROM feature_families WHERE sae = ? AND family = ?)"
+        given += [sae, family]
     rows = con.execute(
         f"""
         SELECT a.feature, a.decoder_share, a.fve, a.dfa_share
         FROM head_attribution a JOIN features f USING (sae, feature)
         WHERE a.sae = ? AND a.head = ? AND f.alive AND a.{measure} IS NOT NULL AND NOT isnan(a.{measure})
+        {members}
         ORDER BY a.{measure} DESC, a.feature LIMIT ?
         """,  # noqa: S608
-        [sae, head, k],
+        [*given, k],
     ).fetchall()
     return tuple(HeadFeature(row[0], rank, *row[1:]) for rank, row in enumerate(rows))
 
