@@ -71,6 +71,7 @@ def build_file(
     try:
         connection = duckdb.connect(str(path))
         try:
+            connection.execute("SET enable_progress_bar = false")  # DuckDB draws one where it sees no script
             connection.execute(f"SET memory_limit = '{_MEMORY}'")
             connection.execute(f"SET temp_directory = {literal(path.with_suffix('.tmp'))}")
             _declare(connection)
