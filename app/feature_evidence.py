@@ -54,7 +54,7 @@ def distance_rows(bins: pa.Table) -> tuple[pa.Table, list[str]]:
 def reads(scope: Scope, ref: SaeRef, feature: int) -> None:
     """Where the feature's positive DFA comes from; nothing for SAEs without DFA."""
     summary = scope.ask(evidence.dfa_summary, ref.sae, feature)
-    if summary is None:
+    if summary is None or not summary["n"]:
         return
     n = style.number
     beside = f"positive DFA over its {n(summary['n'])} strongest examples"

@@ -190,6 +190,24 @@ def test_hover_shows_heads_and_sources(page, address):
     heading(page, "L0H2")
 
 
+def test_related_features_are_links_and_near_misses_say_so(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/feature?sae=synthetic/L01.z.topk-64&feature=5")
+    heading(page, "Feature 5")
+    miss = page.locator(".row", has=page.locator(".value.miss")).first
+    miss.hover()
+    expect(page.locator("aside.panel").get_by_text("Near miss: did not fire")).to_be_visible()
+    expect(page.get_by_text(re.compile("^Near misses: did not fire"))).to_be_visible()
+    assert page.locator(".group").count() == 0
+    page.locator("summary", has_text="Related features").click()
+    link = page.locator(".group a").first
+    expect(link).to_be_visible()
+    text = link.inner_text()
+    link.click()
+    heading(page, text.replace("feature", "Feature"))
+
+
 def test_card_link_opens_the_feature_in_this_session(page, address):
     page.goto(f"{address}/head?head=L1H2")
     link = page.locator(".card a.name").first
