@@ -15,7 +15,7 @@ import torch
 
 from atlas.configs import AnalysisConfig, BuildConfig, SitesConfig
 from atlas.db.runs import list_runs
-from atlas.errors import Cancelled, ConfigError, ConflictError
+from atlas.errors import Cancelled, ConfigError, ConflictError, StoreError
 from atlas.pipeline.execute import is_current, output_of, run_step, waiting_for
 from atlas.pipeline.local import run_local
 from atlas.pipeline.plan import make_plan
@@ -287,6 +287,36 @@ def test_a_damaged_output_is_made_anew(tmp_path, home):
     run_local(plan, settings, Quiet)
     assert waiting_for(plan, settings) == []
     assert table_digests(tmp_path / "home") == table_digests(home)
+
+
+def test_a_lost_shard_is_redone_alone(tmp_path, home):
+    """A shard whose stored activations were altered, and everything that was made from it, gone."""
+    shutil.copytree(home, tmp_path / "home")
+    settings = settings_at(tmp_path / "home")
+    plan = make_plan(SMALL, settings)
+    made_from_it = [plan.of_kind(kind) for kind in ("summarise", "dfa", "attribute", "publish")]
+    for step in (step for steps in made_from_it for step in steps):
+        shutil.rmtree(output_of(step, settings))
+    (output_of(plan.step("shard-0001"), settings) / "acts-00001" / "value.npy").unlink()
+    waiting = [step.name for step in waiting_for(plan, settings)]
+    assert [name for name in waiting if name.startswith(("shard", "train", "effects"))] == ["shard-0001"]
+    run_local(plan, settings, Quiet)
+    assert table_digests(tmp_path / "home") == table_digests(home)
+
+
+def test_an_altered_shard_is_noticed(tmp_path, home):
+    """A flipped bit, which no file size shows, is an error that names the file and not a wrong table."""
+    shutil.copytree(home, tmp_path / "home")
+    settings = settings_at(tmp_path / "home")
+    plan = make_plan(SMALL, settings)
+    summary = plan.of_kind("summarise")[1]
+    shutil.rmtree(output_of(summary, settings))
+    path = output_of(plan.step("shard-0001"), settings) / "acts-00001" / "value.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(StoreError, match="acts-00001.*damaged"):
+        run_step(plan, summary.name, settings, Quiet())
 
 
 def test_other_sites_build_too(tmp_path):
