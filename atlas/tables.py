@@ -63,8 +63,16 @@ DFA_SHARES = {
 """Where a feature's evidence lies: the columns of several tables."""
 
 FAMILY_NAMES = (
-    "dead", "dense", "positional", "single_token", "bigram", "previous_token", "duplicate_token", "induction",
-    "local_context", "long_range_context",
+    "dead",
+    "dense",
+    "positional",
+    "single_token",
+    "bigram",
+    "previous_token",
+    "duplicate_token",
+    "induction",
+    "local_context",
+    "long_range_context",
 )
 """Feature families (rules in ``atlas.store.families``)."""
 

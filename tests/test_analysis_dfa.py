@@ -135,8 +135,8 @@ def sources_of(found: Rows, i: int) -> np.ndarray:
 def attributed(request, store):
     model = tiny_model(request.param)
     saes = [
-        random_sae("L00.z", seed=1), random_sae("L01.z", seed=2, k=4), random_sae("L01.H01.z", d_in=D_HEAD, seed=6),
-        random_sae("L01.attn_out", seed=7),
+        random_sae("L00.z", seed=1), random_sae("L01.z", seed=2, k=4),
+        random_sae("L01.H01.z", d_in=D_HEAD, seed=6), random_sae("L01.attn_out", seed=7),
     ]  # fmt: skip
     kept = [kept_examples(20, n) for n in range(1, 5)]
     with pytest.MonkeyPatch.context() as patch:

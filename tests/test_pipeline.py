@@ -315,7 +315,7 @@ def test_an_altered_shard_is_noticed(tmp_path, home):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(StoreError, match="acts-00001.*damaged"):
+    with pytest.raises(StoreError, match=r"acts-00001.*damaged"):
         run_step(plan, summary.name, settings, Quiet())
 
 
@@ -338,7 +338,7 @@ def test_other_sites_build_too(tmp_path):
         assert rows(con, worst)[0][0] < 1e-4
         assert rows(con, "SELECT count(DISTINCT sae) FROM logit_effects") == [(1,)]
         pairs = rows(con, "SELECT DISTINCT sae, other_sae FROM qk_partners ORDER BY ALL")
-        assert pairs == [(names[0], names[1]), (names[1], names[0]), (names[2], names[3]), (names[3], names[2])]
+        assert pairs == [(names[i], names[j]) for i, j in ((0, 1), (1, 0), (2, 3), (3, 2))]
         assert rows(con, "SELECT count(DISTINCT sae), count(*) FROM position_products") == [(4, 4 * 96)]
         assert rows(con, "SELECT count(DISTINCT sae), count(*) FROM qk_products") == [(2, 2 * 96)]
         assert rows(con, "SELECT count(*) FROM head_attribution") == [(0,)]

@@ -168,7 +168,10 @@ def large(path, threads):
     connection.register("one", pa.Table.from_pylist([SAE], TABLES["saes"].schema))
     connection.execute("INSERT INTO saes SELECT * FROM one")
     fill = {
-        "features": ("range(200000) r(feature)", {"alive": "true", "top_head": "feature % 4", "density": "0"}),
+        "features": (
+            "range(200000) r(feature)",
+            {"alive": "true", "top_head": "feature % 4", "density": "0"},
+        ),
         "head_attribution": ("range(200000) r(feature), range(4) q(head)", {"head": "head"}),
     }
     for table, (source, known) in fill.items():

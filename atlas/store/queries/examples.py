@@ -65,7 +65,8 @@ def _cut(values: Sequence[Any], column: pa.ListArray) -> list[tuple[Any, ...]]:
     """The flat values of a list column, cut into its rows; NULL is empty."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     edges = np.concatenate([[0], np.cumsum(lengths)]).tolist()
-    return [tuple(values[start:stop]) for start, stop in pairwise(edges)]
+    whole = tuple(values)
+    return [whole[start:stop] for start, stop in pairwise(edges)]
 
 
 def _flat(column: pa.ListArray) -> list[tuple[Any, ...]]:
