@@ -21,6 +21,8 @@ READS = {
     "after_match": "after its copies", "local": "1 to 8 back", "long_range": "over 32 back",
 }  # fmt: skip
 """Shares of positive DFA as the chart names them; the long meaning is its tooltip."""
+MOMENTS = ("mean", "std", "skew", "kurtosis")
+ROUNDING = 1e-6
 NAMES = {
     "decoder_share": "decoder share", "fve": "FVE", "fve_active": "FVE where active",
     "dfa_share": "DFA share", "logit_share": "logit share", "dfa_distance": "tokens back",
@@ -123,12 +125,12 @@ def writes(scope: Scope, ref: SaeRef, feature: int, row: dict[str, Any]) -> None
         if not bins.num_rows:
             st.caption("No logit effects are kept for this SAE: it writes nothing into the residual stream.")
             return
-        one, *others = st.columns([1.35, 1, 1, 1, 1])
+        with st.container(key="charts-writes"):
+            one, *others = st.columns([1.35, 1, 1, 1, 1])
         with one:
             charts.draw(bins, charts.histogram("logit effect"), HEIGHT, "logit_histogram",
                         "Histogram of its logit effects over the vocabulary")  # fmt: skip
-            names = ("mean", "std", "skew", "kurtosis")
-            style.facts([(name, style.number(row[f"logit_{name}"])) for name in names])
+            style.facts([(name, _moment(row[f"logit_{name}"])) for name in MOMENTS])
         texts = Texts(scope.ask(overview.vocabulary, ref.model))
         effects = scope.ask(evidence.head_logit_effects, ref.sae, feature).to_pylist()
         pairs = sorted({(effect["head"], -effect["sign"]) for effect in effects})
@@ -136,6 +138,11 @@ def writes(scope: Scope, ref: SaeRef, feature: int, row: dict[str, Any]) -> None
             some = [effect for effect in effects if (effect["head"], -effect["sign"]) == (head, sign)]
             does = "promotes" if sign < 0 else "suppresses"
             column.html(logit_table(some, texts, f"L{ref.layer}H{head} {does}"))
+
+
+def _moment(value: float | None) -> str:
+    """A moment of the logit effects; what is left of a mean that was taken out is zero."""
+    return style.number(value if value is None or abs(value) > ROUNDING else 0)
 
 
 def by_head(scope: Scope, ref: SaeRef, feature: int) -> None:

@@ -107,6 +107,11 @@ export default function (component) {
     key.appendChild(item);
   }
   key.appendChild(el("span", "key", "numbers: activation, this head's part · click one for the whole block"));
+  if (data.cards.some((card) => card.examples.some((example) => example.dfa && example.dfa.match))) {
+    const item = el("span", "key");
+    item.append(el("span", "tok match", "token"), el("span", "", "repeats, before the source and up to here"));
+    key.insertBefore(item, key.lastChild);
+  }
   root.appendChild(key);
   for (const card of data.cards) root.appendChild(cardNode(card, data, tip, open));
 }
