@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from atlas.store.queries.heads import rank_correlation
+from atlas.store.queries.quality import missing
 from atlas.store.queries.rows import arrow
 from atlas.store.reports_shown import Part, Shown
 from atlas.tables import FAMILY_NAMES
@@ -23,6 +24,8 @@ _SHOWN_FAMILIES = 3
 
 def families(con: duckdb.DuckDBPyConnection, model: str, split: str = "eval") -> list[Part]:  # noqa: ARG001
     """A row per head, and the rank correlation of evidence by features with attention scores."""
+    if missing(con, "head_summary"):
+        return []
     rows = _rows(con, model)
     if not rows.num_rows:
         return []
