@@ -38,12 +38,8 @@ def rows_of(con: duckdb.DuckDBPyConnection, table: str, saes: Sequence[str]) -> 
         column.name if column.name in found_columns else f"NULL AS {column.name}"
         for column in declared.columns
     )
-    order = ", ".join(declared.key)
-    found = arrow(
-        con,
-        f"SELECT {columns} FROM {table} WHERE list_contains(?, sae) ORDER BY {order}",  # noqa: S608
-        [list(saes)],
-    )
+    # Releases are stored in the order of the key and DuckDB keeps that of what it reads; a sort costs thrice.
+    found = arrow(con, f"SELECT {columns} FROM {table} WHERE list_contains(?, sae)", [list(saes)])  # noqa: S608
     return found.cast(pa.schema([pa.field(field.name, field.type) for field in declared.schema]))
 
 
