@@ -6,11 +6,12 @@ import pytest
 
 from app import families, state
 from app.components.payload import Texts
+from app.feature_charts import more_facts
 from app.feature_evidence import READS, distance_rows, share_rows
+from app.head_facts import summary_facts
 from app.related import partner_data, related_data
 from app.views import atlas as atlas_view
-from app.views.feature import example_data, more_facts
-from app.views.head import summary_facts
+from app.views.feature import example_data
 from atlas.db import annotations
 from atlas.db.notes import FeatureAnnotation
 from atlas.errors import StoreError

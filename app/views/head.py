@@ -8,10 +8,9 @@ import pyarrow as pa
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import charts, families, navigation, state, style
+from app import charts, families, head_facts, navigation, state, style
 from app.components import draw
 from app.components.payload import Texts, example, rounded
-from app.feature_evidence import READS
 from app.head_form import Place, head_form, move
 from app.state import Scope
 from app.views.atlas import mini_map, progress_bar
@@ -20,10 +19,7 @@ from atlas.errors import StoreError
 from atlas.store.queries import evidence, examples, features, heads, overview
 from atlas.store.queries.heads import HeadFeature
 from atlas.store.queries.overview import SaeRef
-from atlas.tables import DFA_SHARES, FAMILY_NAMES
 
-LEAST = 0.005
-"""The smallest share that is listed: half a percent."""
 _NAME = re.compile(r"L(\d{1,4})H(\d{1,4})", re.IGNORECASE)
 
 
@@ -72,8 +68,8 @@ def _header(scope: Scope, place: Place, who: str) -> frozenset[tuple[int, int]]:
         _moves(place, done)
         _jump(scope, place)
     with left:
-        _scores(scope, place)
-    _summary(scope, place)
+        head_facts.scores(scope, place)
+    head_facts.summary(scope, place)
     return done
 
 
@@ -102,46 +98,6 @@ def _jump(scope: Scope, place: Place) -> None:
         st.query_params["head"] = st.session_state["jump"]
 
     st.selectbox("Go to head", names, key="jump", on_change=jump, label_visibility="collapsed", width=110)
-
-
-def _scores(scope: Scope, place: Place) -> None:
-    rows = heads.score_rows(scope.ask(heads.head_scores, scope.model.model), place.layer, place.head)
-    ref = scope.z_saes.get(place.layer)
-    items = [("SAE of this layer's z", ref.sae), ("features", f"{ref.d_sae:,}")] if ref else []
-    for row in rows:
-        rank = "" if row["rank"] is None else f"  #{row['rank']} of {row['of']}"
-        items.append((str(row["score"]).replace("_", " "), f"{style.number(row['value'])}{rank}"))
-    style.facts(items)
-
-
-def _summary(scope: Scope, place: Place) -> None:
-    ref = scope.z_saes.get(place.layer)
-    summary = None if ref is None else scope.ask(heads.head_summary, ref.sae, place.head)
-    if summary is not None:
-        style.facts(summary_facts(summary))
-
-
-def summary_facts(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a ``head_summary`` row says of the features of a head; what it has not is left out."""
-    n = style.number
-    kinds = [(row[f"n_{name}"], families.spoken(name)) for name in FAMILY_NAMES if row[f"n_{name}"]]
-    items = [
-        ("features led", f"{n(row['n_top'])} of {n(row['n_features'])} that fire"),
-    ]
-    if kinds:
-        items.append(("of these", ", ".join(f"{n(count)} {name}" for count, name in kinds)))
-    items.append(("effective features", n(row["effective_features"])))
-    if row["distance"] is not None:
-        items.append(("reads from", f"{n(row['distance'])} tokens back"))
-    shares = [f"{READS[name]} {100 * row[name]:.0f} %" for name in DFA_SHARES if (row[name] or 0) >= LEAST]
-    if shares:
-        items.append(("of its positive DFA", ", ".join(shares)))
-    pairs = (("decoder, FVE", "corr_decoder_fve"), ("decoder, DFA", "corr_decoder_dfa"),
-             ("FVE, DFA", "corr_fve_dfa"))  # fmt: skip
-    found = [f"{name} {row[column]:.2f}" for name, column in pairs if row[column] is not None]
-    if found:
-        items.append(("rank correlations", " · ".join(found)))
-    return items
 
 
 def _labels(scope: Scope, sae: str, who: str) -> dict[int, str]:

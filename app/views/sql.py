@@ -34,6 +34,12 @@ EXAMPLES = {
     "GROUP BY ALL ORDER BY n_features DESC",
     "Where DFA looks back furthest": "SELECT sae, feature, distance\nFROM dfa_summary\n"
     "WHERE n = 20 AND bos < 0.5\nORDER BY distance DESC NULLS LAST\nLIMIT 50",
+    "Heads by the families of their features": "SELECT layer, head, n_top, n_induction, n_previous_token,\n"
+    "  n_duplicate_token, n_local_context, distance\nFROM head_summary\nORDER BY n_induction DESC",
+    "Features of a family": "SELECT m.sae, m.feature, m.value, f.density, v.text AS commonest_token\n"
+    "FROM feature_families m\nJOIN features f USING (sae, feature)\nJOIN saes s USING (sae)\n"
+    "LEFT JOIN vocab v ON v.model = s.model AND v.token = f.top_token\n"
+    "WHERE m.family = 'induction'\nORDER BY m.value DESC\nLIMIT 50",
     "What people wrote": "SELECT layer, head, annotator, label, semanticity, groupings, status\n"
     "FROM head_annotations\nORDER BY layer, head",
 }
