@@ -21,7 +21,8 @@ SOURCES = pa.list_(pa.struct([("head", I16), ("source", I16), ("weight", I16)]))
 class Column:
     """A column: its name, Arrow type, meaning, unit (empty where it has none), and whether it may be NULL.
 
-    A volatile column (a speed) differs from run to run; it is left out of the digests of releases.
+    A volatile column (a speed) differs from run to run; it is left out of the digests of releases. Numbers
+    are stored rounded to ``decimals``, lists to ``digits`` of their largest value (``atlas.store.shorten``).
     """
 
     name: str
@@ -30,6 +31,8 @@ class Column:
     unit: str = ""
     nullable: bool = False
     volatile: bool = False
+    decimals: int | None = None
+    digits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -232,8 +235,8 @@ _DECLARED = (
         _SAE, _FEATURE, C("role", STR, "at: the token it fires on; next: the token after it"), _RANK, _TOKEN,
         C("n_active", I32, "firings with this token", "tokens"),
         C("sum_activation", F32, "summed activation"), C("max_activation", F32, "largest activation"),
-        C("precision", F32, "share of its firings that have this token"),
-        C("recall", F32, "share of this token's occurrences on which it fires"),
+        C("precision", F32, "share of its firings that have this token", decimals=4),
+        C("recall", F32, "share of this token's occurrences on which it fires", decimals=4),
     ), ("sae", "feature", "role", "rank")),
     Table("examples", "SAE x feature x group x rank", (
         _SAE, _FEATURE,
@@ -256,7 +259,7 @@ _DECLARED = (
           "l_h the part "
           "that goes through the head; sums to 1 over heads", nullable=True),
         *(C(f"dfa_{name}", F32, f"share of the head's positive DFA over the top examples {meaning}",
-          nullable=True)
+          nullable=True, decimals=5)
           for name, meaning in DFA_SHARES.items()),
         C("dfa_distance", F32, "mean distance to the source, weighted by the head's positive DFA "
           "over the top "
@@ -266,7 +269,7 @@ _DECLARED = (
         _SAE, _FEATURE, C("example_group", STR, "as in examples"), _RANK,
         C("by_head", pa.list_(F32), "each head's part of the pre-activation, summed over sources; "
           "of a single "
-          "head's SAE that head's alone"),
+          "head's SAE that head's alone; rounded to 5 digits of the largest", digits=5),
         C("bias_term", F32, "b_enc, minus b_dec . W_enc where b_dec is subtracted"),
         C("pre_activation", F32, "sum of by_head, plus bias_term"),
         C("top_head", I16, "head of the largest positive contribution", nullable=True),

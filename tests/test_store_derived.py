@@ -82,7 +82,7 @@ def test_every_number_of_head_summary(con, rows):
         assert alive != set(features)
         for name, value in expected(shares, top_heads, families[sae], head).items():
             # Ranks of shares that are equal as 32-bit numbers only would move a correlation.
-            assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-6), (sae, head, name)
+            assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (sae, head, name)
     assert sum(row["n_induction"] for row in found) > 0
     assert sum(row["n_dead"] for row in found) == sum(len(families[sae]["dead"]) for sae in z)
 

@@ -127,13 +127,15 @@ def largest(dense: Float[Tensor, "n heads key"]) -> Largest:
     ([1, 0], [-4.0, 3.0], [2])
     """
     flat = dense.flatten(1)
-    total = torch.linalg.vector_norm(flat, ord=1, dim=1).cpu().numpy()
+    total = flat.abs().sum(1).cpu().numpy()
     width = min(MOST_SOURCES, flat.shape[1])
     values = flat.cpu().numpy()
     index = _largest_on_gpu(flat, width) if flat.is_cuda else _largest_magnitudes(values, width)
-    value = np.take_along_axis(values, index, 1)
-    order = np.lexsort((index, -np.abs(value)), axis=1)
-    index, value = np.take_along_axis(index, order, 1), np.take_along_axis(value, order, 1)
+    row = np.arange(len(values))[:, None]
+    index.sort(axis=1)
+    value = values[row, index]
+    order = np.argsort(-np.abs(value), axis=1, kind="stable")
+    index, value = index[row, order], value[row, order]
     needed = (np.abs(value).cumsum(1) < COVERED * total[:, None]).sum(1) + 1
     return Largest(index, value, np.minimum(needed, (value != 0).sum(1)))
 
@@ -147,15 +149,14 @@ def _largest_magnitudes(values: npt.NDArray[np.float32], width: int) -> Ints:
     """
     size = values.shape[1]
     bits = max(size - 1, 1).bit_length()
-    magnitude = values.view(np.uint32) & np.uint32(0x7FFFFFFF)
     if bits <= _INDEX_BITS:
-        key = magnitude & np.uint32(0xFFFFFFFF << _INDEX_BITS & 0xFFFFFFFF)
-        key |= np.arange(size - 1, -1, -1, dtype=np.uint32)
+        key = values.view(np.uint32) & np.uint32((0x7FFFFFFF >> _INDEX_BITS) << _INDEX_BITS)
     else:
-        key = magnitude.astype(np.uint64) << np.uint64(bits)
-        key |= np.arange(size - 1, -1, -1, dtype=np.uint64)
+        key = (values.view(np.uint32) & np.uint32(0x7FFFFFFF)).astype(np.uint64) << np.uint64(bits)
+    key |= np.arange(size - 1, -1, -1, dtype=key.dtype)
     mask = (1 << max(bits, _INDEX_BITS)) - 1
-    top = np.partition(key, size - width, axis=1)[:, size - width :]
+    key.partition(size - width, axis=1)
+    top = key[:, size - width :]
     return size - 1 - (top & key.dtype.type(mask)).astype(np.int64)
 
 

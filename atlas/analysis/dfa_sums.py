@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atlas.analysis.acts import Ints
+from atlas.analysis.acts import Ints, first_of_runs
 from atlas.analysis.arrays import UNREADABLE
 from atlas.errors import StoreError
 from atlas.tables import DFA_SHARES
@@ -30,7 +30,7 @@ DISTANCES = np.array([0, 1, 2, 3, 5, 9, 17, 33, 65, 129])
 """Smallest distance of each bin; BOS has a bin of its own before them."""
 _LOWS = np.concatenate([[-1], DISTANCES])
 _HIGHS = np.concatenate([[-1], DISTANCES[1:] - 1, [np.iinfo(np.int16).max]])
-_SOURCES = (*DFA_SHARES, "local", "long_range", "not_bos", "all")
+_SOURCES = (*DFA_SHARES, "not_bos", "all")
 Columns = dict[str, Any]
 
 
@@ -56,24 +56,12 @@ def matched_prefix(tokens: Ints, position: Ints, source: Ints) -> Ints:
     return matched
 
 
-def source_masks(tokens: Ints, position: Ints) -> Bool[Tensor, "kinds n key"]:
-    """Which sources of each example are of which kind (``_SOURCES``)."""
-    s, p = np.arange(len(tokens)), position[:, None]
-    back, here = p - s, tokens[position][:, None]
-    earlier = (s > 0) & (back > 0)
+def token_masks(tokens: Ints, position: Ints) -> Bool[Tensor, "n key kinds"]:
+    """Which sources of each example are earlier copies of its token, and which follow one."""
+    s, here = np.arange(len(tokens)), tokens[position][:, None]
+    earlier = (s > 0) & (s < position[:, None])
     before = np.concatenate([[-1], tokens[:-1]])
-    kinds = {
-        "bos": (s == 0) & (p >= 0),
-        "current": back == 0,
-        "previous": (back == 1) & (s > 0),
-        "same_token": earlier & (tokens == here),
-        "after_match": earlier & (s > 1) & (before == here),
-        "local": (back >= 1) & (back <= LOCAL) & (s > 0),
-        "long_range": (back > LONG_RANGE) & (s > 0),
-        "not_bos": (s > 0) & (p >= 0),
-        "all": (s >= 0) & (p >= 0),
-    }
-    return torch.from_numpy(np.stack([kinds[name] for name in _SOURCES]))
+    return torch.from_numpy(np.stack([earlier & (tokens == here), earlier & (s > 1) & (before == here)], 2))
 
 
 class DFASums:
@@ -92,29 +80,26 @@ class DFASums:
         self, feature: Ints, position: Ints, tokens: Ints, dense: Float[Tensor, "n heads key"], matched: Ints
     ) -> None:
         """Add top examples of one block with their dense DFA and matched prefixes."""
-        np.add.at(self.n, feature, 1)
-        np.add.at(self.n_matched, feature, matched > 0)
-        np.add.at(self.prefix, feature, matched)
         parts = dense.sum(2).double().cpu().numpy()
         p = parts.sum(1)
         usable = p != 0
-        np.add.at(self.share, feature[usable], parts[usable] / p[usable, None])
-        np.add.at(self.n_share, feature[usable], 1)
-        back = np.maximum(position[:, None] - np.arange(len(tokens)), 0)
-        weights = source_masks(tokens, position).to(dense.device, torch.float32)
-        far = weights[_SOURCES.index("not_bos")] * torch.from_numpy(back).to(weights)
         positive = dense.clamp_min(0)
-        sums = positive @ torch.cat([weights, far[None]]).permute(1, 2, 0)
-        self._add_heads(feature, sums.double().cpu().numpy())
-        totals = torch.stack([positive.sum(1), (positive - dense).sum(1)], 1)
-        bins = np.searchsorted(DISTANCES, back, side="right")
-        bins[:, 0] = 0
-        one_hot = torch.nn.functional.one_hot(torch.from_numpy(bins).to(dense.device), len(_LOWS))
-        np.add.at(self.bins, feature, (totals @ one_hot.to(totals)).double().cpu().numpy())
+        sums, distance = _kinds(positive, tokens, position)
+        bins = _distance_bins(torch.stack([positive.sum(1), (positive - dense).sum(1)], 1), position)
+        self._add("n", feature, np.ones(len(feature), np.int64))
+        self._add("n_matched", feature, (matched > 0).astype(np.int64))
+        self._add("prefix", feature, matched)
+        self._add("n_share", feature, usable.astype(np.int64))
+        self._add("share", feature, parts * np.where(usable, 1 / np.where(usable, p, 1), 0)[:, None])
+        self._add("by_head", feature, sums)
+        self._add("distance", feature, distance)
+        self._add("bins", feature, bins)
 
-    def _add_heads(self, feature: Ints, sums: npt.NDArray[np.float64]) -> None:
-        np.add.at(self.by_head, feature, sums[..., :-1])
-        np.add.at(self.distance, feature, sums[..., -1])
+    def _add(self, name: str, feature: Ints, values: npt.NDArray) -> None:
+        """Add rows of values to the features' sums; a feature may come more than once."""
+        order = np.argsort(feature, kind="stable")
+        starts = first_of_runs(feature[order])
+        getattr(self, name)[feature[order][starts]] += np.add.reduceat(values[order], starts)
 
     def merge(self, other: "DFASums") -> "DFASums":
         """The sums of both parts together."""
@@ -141,7 +126,10 @@ class DFASums:
         """The rows of ``dfa_summary``: features with a top example."""
         has = np.flatnonzero(self.n)
         sums = dict(zip(_SOURCES, self.by_head[has].sum(1).T, strict=True))
-        shares = {name: _ratio(sums[name], sums["all"]) for name in (*DFA_SHARES, "local", "long_range")}
+        shares = {name: _ratio(sums[name], sums["all"]) for name in DFA_SHARES}
+        near, far = (_LOWS >= 1) & (_HIGHS <= LOCAL), _LOWS > LONG_RANGE
+        for name, which in (("local", near), ("long_range", far)):
+            shares[name] = _ratio(self.bins[has, 0][:, which].sum(1), sums["all"])
         return {
             "feature": has,
             "n": self.n[has],
@@ -179,6 +167,42 @@ class DFASums:
         except UNREADABLE as error:
             raise StoreError(f"sums of attributions in {str(path)!r} cannot be read: {error}") from None
         return found
+
+
+def _kinds(
+    positive: Float[Tensor, "n heads key"], tokens: Ints, position: Ints
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Sums of positive DFA over each kind of source [n, heads, kinds], and over distances [n, heads]."""
+    n, key = len(position), positive.shape[2]
+    p = torch.from_numpy(position).to(positive.device)
+    back = (p[:, None] - torch.arange(key, device=p.device)).clamp_min(0)
+    far = back * (torch.arange(key, device=p.device) > 0)
+    masks = token_masks(tokens, position).to(positive)
+    same, after, distance = (positive @ torch.cat([masks, far[..., None].to(masks)], 2)).unbind(2)
+    row, total = torch.arange(n, device=p.device), positive.sum(2)
+    found = {
+        "bos": positive[:, :, 0],
+        "current": positive[row, :, p],
+        "previous": positive[row, :, (p - 1).clamp_min(0)] * (p > 1)[:, None],
+        "same_token": same,
+        "after_match": after,
+        "not_bos": total - positive[:, :, 0],
+        "all": total,
+    }
+    sums = torch.stack([found[name] for name in _SOURCES], 2)
+    return sums.double().cpu().numpy(), distance.double().cpu().numpy()
+
+
+def _distance_bins(totals: Float[Tensor, "n 2 key"], position: Ints) -> npt.NDArray[np.float64]:
+    """Sums over the sources in each bin of distance, [n, 2, bins]; BOS has the first."""
+    values = totals.double().cpu().numpy()
+    # Bins of distance are runs of sources, so differences of running sums give them.
+    running = np.concatenate([np.zeros((*values.shape[:2], 1)), values[:, :, 1:].cumsum(2)], 2)
+    last = np.clip(position[:, None] - _LOWS[1:], 0, None)
+    first = np.clip(position[:, None] - _HIGHS[1:], 1, None)
+    row, which = np.arange(len(position))[:, None], slice(None)
+    found = running[row, which, last] - running[row, which, np.minimum(first - 1, last)]
+    return np.concatenate([values[:, :, :1], found.transpose(0, 2, 1)], 2)
 
 
 def _ratio(part: npt.NDArray, whole: npt.NDArray) -> npt.NDArray[np.float64]:

@@ -69,7 +69,8 @@ def the_source(context: Context, model: LanguageModel, stream: Stream, sites: Se
 def the_analysed_text(context: Context) -> TokenStore:
     """The text that the tables summarise, as far as the step needs it; it may go on after the training's."""
     names = [name for name in context.step.needs if context.plan.step(name).kind == "tokens"]
-    return TextStores([TokenStore(context.input(name)) for name in names])
+    stores = [TokenStore(context.input(name)) for name in names]
+    return stores[0] if len(stores) == 1 else TextStores(stores)
 
 
 def analysed_blocks(context: Context, store: TokenStore) -> int:

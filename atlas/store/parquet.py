@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from atlas.errors import StoreError
 from atlas.store.atomic import atomic_file
+from atlas.store.shorten import shortened
 from atlas.tables import Table, table
 
 Batches: TypeAlias = pa.Table | Iterable[pa.Table | pa.RecordBatch]
@@ -101,7 +102,7 @@ class TableWriter:
 
     def write(self, batch: pa.Table | pa.RecordBatch) -> None:
         """Add rows that come after those already written."""
-        checked = conform(batch, self._declared)
+        checked = shortened(conform(batch, self._declared), self._declared)
         self._order.check(checked)
         self._held.append(checked)
         self._n_held += checked.num_rows

@@ -4,6 +4,8 @@ from atlas.store.checks.check import Check, grouped, rows
 
 _SUM = 1e-3
 """How far sums of stored 32-bit shares may be from 1."""
+_ROUNDED = 1e-4
+"""How far a share may be from itself that is stored in 4 decimals."""
 _RELATIVE = 1e-3
 """How far a number may be from the one that other columns give, in parts of it."""
 
@@ -86,14 +88,14 @@ CHECKS: tuple[Check, ...] = (
     ),
     rows(
         "token_stats.precision", "precision is n_active over the feature's (role at), recall at most 1",
-        "recall <= 0 OR recall > 1 OR precision <= 0 OR precision > 1 "
-        f"OR (role = 'at' AND abs(precision * of_all - n_active) > {_RELATIVE} * n_active)",
+        "recall < 0 OR recall > 1 OR precision < 0 OR precision > 1 "
+        f"OR (role = 'at' AND abs(precision * of_all - n_active) > {_ROUNDED} * of_all)",
         "precision",
         "(SELECT t.*, f.n_active AS of_all FROM token_stats t JOIN features f USING (sae, feature))",
     ),
     grouped(
         "token_stats.share", "precisions of a role sum to at most 1", "sum(precision)",
-        f"sum(precision) > 1 + {_SUM}", ("sae", "feature", "role"),
+        f"sum(precision) > 1 + {_ROUNDED} * count(*)", ("sae", "feature", "role"),
     ),
     grouped(
         "dfa_distances.share", "shares of the distances sum to 1", "sum(share)",
