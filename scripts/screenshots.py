@@ -33,7 +33,7 @@ VIEWS = {
     "atlas": ("atlas?colour=induction", ".cell", 900),
     "atlas-progress": ("atlas", ".cell", 900),
     "head": ("head?head={head}", ".card", 1500),
-    "feature": ("feature{feature}", ".row", 1700),
+    "feature": ("feature{feature}", ".row", 2000),
     "sql": (
         f"sql?q={QUERY}",
         "canvas",
