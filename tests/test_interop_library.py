@@ -235,6 +235,8 @@ def test_every_command_of_the_page(tmp_path, monkeypatch, home):
     for block in blocks(ROOT / "docs" / "formats.md", "sh"):
         for line in block.replace("49152", str(foreign.D_SAE)).splitlines():
             _, name, *words = shlex.split(line, comments=True)
+            if name not in ("import", "export"):
+                continue  # of releases, not of SAEs
             command = {"import": imports.import_, "export": imports.export}[name]
             said.append(CliRunner().invoke(command, words, catch_exceptions=False).stdout)
     hub.close()
