@@ -15,6 +15,7 @@ Sources: seed 001; seed 002 (the paper), row C4.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from atlas.analysis.acts import Ints
+from atlas.analysis.acts import Ints, first_of_runs
 from atlas.analysis.dfa_rows import DFARows, Sources, Split
 from atlas.analysis.dfa_sums import DFASums, matched_prefix
 from atlas.analysis.examples import TOP
@@ -38,6 +39,8 @@ from atlas.sites import Site
 
 MOST_SOURCES, COVERED = 32, 0.95
 BATCH_BLOCKS, _INDEX_BITS = 16, 11
+_TOGETHER = 8
+"""Blocks whose examples are worked on together: each call then has enough to do."""
 
 
 class Kept(NamedTuple):
@@ -58,6 +61,15 @@ class Kept(NamedTuple):
     def at(self, rows: npt.NDArray | slice) -> "Kept":
         """Some of the examples."""
         return Kept(*(column[rows] for column in self))
+
+
+class Seen(NamedTuple):
+    """What a batch of blocks showed at one SAE's layer."""
+
+    pattern: Float[Tensor, "blocks heads query key"]
+    v: Float[Tensor, "blocks key heads d_head"]
+    x: Float[Tensor, "blocks pos d_in"]
+    tokens: Ints
 
 
 class Reading(NamedTuple):
@@ -95,6 +107,7 @@ def contributions(
     v: Float[Tensor, "key heads d_head"],
     directions: Float[Tensor, "n heads d_head"],
     position: Int[Tensor, " n"],
+    out: Float[Tensor, "n heads key"] | None = None,
 ) -> Float[Tensor, "n heads key"]:
     """The dense DFA of n examples in one block: example i reads directions[i] at position[i].
 
@@ -105,8 +118,21 @@ def contributions(
     """
     per_source = directions.transpose(0, 1) @ v.permute(1, 2, 0)
     # Written example by example: everything that follows reads one example's heads and sources together.
-    dense = per_source.new_empty(len(position), *pattern.shape[::2])
+    dense = per_source.new_empty(len(position), *pattern.shape[::2]) if out is None else out
     return torch.mul(pattern[:, position].transpose(0, 1), per_source.transpose(0, 1), out=dense)
+
+
+def _dense(
+    directions: Float[Tensor, "n heads d_head"], position: Int[Tensor, " n"], block: Ints, seen: Seen
+) -> Float[Tensor, "n heads key"]:
+    """The dense DFA of examples in several blocks, which come one block after the other."""
+    dense = directions.new_empty(*directions.shape[:2], seen.pattern.shape[3])
+    edges = [*first_of_runs(block).tolist(), len(block)]
+    for low, high in pairwise(edges):
+        j, rows = int(block[low]), slice(low, high)
+        pattern, v = seen.pattern[j].float(), seen.v[j].float()
+        contributions(pattern, v, directions[rows], position[rows], dense[rows])
+    return dense
 
 
 class Largest(NamedTuple):
@@ -218,26 +244,30 @@ class DFAPass:
         v, x = raw[f"blocks.{site.layer}.attn.hook_v"], activations[site]
         if len(heads) < pattern.shape[1]:
             pattern, v = pattern[:, heads], v[:, :, heads]
-        for j, block in enumerate(blocks):
-            low, high = np.searchsorted(self.kept[number].block, [block, block + 1])
+        seen = Seen(pattern, v, x, tokens.cpu().numpy())
+        for start in range(0, len(blocks), _TOGETHER):
+            some = blocks[start : start + _TOGETHER]
+            low, high = np.searchsorted(self.kept[number].block, [some[0], some[-1] + 1])
             if low < high:
-                inside = (pattern[j].float(), v[j].float(), x[j].float(), tokens[j])
-                self._examples(number, self.kept[number].at(slice(low, high)), inside)
+                rows = self.kept[number].at(slice(low, high))
+                self._examples(number, rows, np.searchsorted(blocks, rows.block), seen)
 
-    def _examples(self, number: int, kept: Kept, block: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    def _examples(self, number: int, kept: Kept, block: Ints, seen: Seen) -> None:
+        """Examples of a few blocks, sorted by their place in the batch."""
         sae, reading = self.saes[number], self.readings[number]
-        pattern, v, x, tokens = block
-        feature = torch.from_numpy(kept.feature).to(x.device)
-        position = torch.from_numpy(kept.position).to(x.device)
-        dense = contributions(pattern, v, reading.directions[feature], position)
-        linear, offset = (x[position] * reading.W_enc[feature]).sum(1), reading.offset[feature]
-        scale, bias = sae.scale(x[position]), sae.bias_term[feature]
+        feature, position, at = (
+            torch.from_numpy(part).to(seen.x.device) for part in (kept.feature, kept.position, block)
+        )
+        dense = _dense(reading.directions[feature], position, block, seen)
+        x = seen.x[at, position].float()
+        linear, offset = (x * reading.W_enc[feature]).sum(1), reading.offset[feature]
+        scale, bias = sae.scale(x), sae.bias_term[feature]
         if scale is not None:
             size = scale.size[:, 0]
             dense, linear, offset = dense / size[:, None, None], linear / size, offset / size
         largest_of = largest(dense)
         strongest = _strongest(largest_of, dense, np.array(reading.heads))
-        text = tokens.cpu().numpy()
+        text = seen.tokens[block]
         matched = matched_prefix(text, kept.position, strongest[1])
         self.rows[number].add(
             kept,
@@ -248,7 +278,7 @@ class DFAPass:
         top = kept.is_top
         if top.any():
             chosen = dense[torch.from_numpy(top).to(dense.device)]
-            self.sums[number].update(kept.feature[top], kept.position[top], text, chosen, matched[top])
+            self.sums[number].update(kept.feature[top], kept.position[top], text[top], chosen, matched[top])
 
 
 def _strongest(found: Largest, dense: Float[Tensor, "n heads key"], heads: Ints) -> tuple[Ints, Ints]:

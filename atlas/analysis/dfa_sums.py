@@ -44,12 +44,14 @@ def matched_prefix(tokens: Ints, position: Ints, source: Ints) -> Ints:
     >>> matched_prefix(tokens, np.array([6, 6, 5]), np.array([3, 2, 2])).tolist()
     [2, 0, 1]
     """
+    row, n = np.arange(len(position)), tokens.shape[-1]
+    tokens = np.broadcast_to(tokens, (len(position), n))
     matched = np.zeros(len(position), np.int64)
     going = (source >= 2) & (source < position)
-    for back in range(len(tokens)):
+    for back in range(n):
         at = source - 1 - back
         going &= at >= 1
-        going &= tokens[np.maximum(at, 0)] == tokens[np.maximum(position - back, 0)]
+        going &= tokens[row, np.maximum(at, 0)] == tokens[row, np.maximum(position - back, 0)]
         if not going.any():
             break
         matched += going
@@ -58,9 +60,11 @@ def matched_prefix(tokens: Ints, position: Ints, source: Ints) -> Ints:
 
 def token_masks(tokens: Ints, position: Ints) -> Bool[Tensor, "n key kinds"]:
     """Which sources of each example are earlier copies of its token, and which follow one."""
-    s, here = np.arange(len(tokens)), tokens[position][:, None]
+    n = len(position)
+    tokens = np.broadcast_to(tokens, (n, tokens.shape[-1]))
+    s, here = np.arange(tokens.shape[1]), tokens[np.arange(n), position][:, None]
     earlier = (s > 0) & (s < position[:, None])
-    before = np.concatenate([[-1], tokens[:-1]])
+    before = np.concatenate([np.full((n, 1), -1), tokens[:, :-1]], 1)
     return torch.from_numpy(np.stack([earlier & (tokens == here), earlier & (s > 1) & (before == here)], 2))
 
 
@@ -79,7 +83,7 @@ class DFASums:
     def update(
         self, feature: Ints, position: Ints, tokens: Ints, dense: Float[Tensor, "n heads key"], matched: Ints
     ) -> None:
-        """Add top examples of one block with their dense DFA and matched prefixes."""
+        """Add top examples: tokens of their block (or of each one's), dense DFA, matched prefixes."""
         parts = dense.sum(2).double().cpu().numpy()
         p = parts.sum(1)
         usable = p != 0
