@@ -39,6 +39,10 @@ class DatabaseError(AtlasError):
     """The run and annotation database cannot be reached or is not at the schema of this version."""
 
 
+class AccessError(AtlasError):
+    """Nobody is logged in, or the one who is may not do this."""
+
+
 class ConflictError(AtlasError):
     """Somebody else holds or has changed what this write would replace."""
 

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, CursorResult, and_, or_, select, update
 from sqlalchemy.orm import Session
 
+from atlas.access import demand
 from atlas.db.models import Run, RunStep
 from atlas.db.owner import is_dead
 from atlas.db.rows import StepRow, step_row
@@ -242,12 +243,14 @@ def cancel_step(settings: Settings, run_id: str, name: str, owner: str) -> None:
 
 def request_cancel(settings: Settings, run_id: str) -> None:
     """Ask a run to stop: what has not begun is cancelled at once, what runs stops at its next report."""
+    who = demand("jobs")
     with writing(settings) as session:
         run = locked_run(session, run_id)
         if run.status not in ACTIVE:
             raise ConflictError(
                 f"run {run_id} is {run.status!r} already; only a run under way can be cancelled"
             )
+        run.cancelled_by = who.name
         withdraw(session, run, clock(session))
 
 

@@ -31,6 +31,7 @@ SEMANTICITY = ("monosemantic", "nearly_monosemantic", "bisemantic", "polysemanti
 INTERPRETABILITY = ("interpretable", "partly", "uninterpretable")
 NOTE_STATUS = ("draft", "done")
 RUN_STATUS = ("pending", "running", "done", "failed", "cancelled")
+ROLES = ("reader", "annotator", "admin")
 STEP_STATUS = ("pending", "ready", "running", "done", "failed", "cancelled", "skipped")
 
 NAMING = {
@@ -95,6 +96,7 @@ class HeadNote(Base):
     star: Mapped[bool]
     novel: Mapped[bool]
     notes: Mapped[str]
+    verdicts: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     status: Mapped[str] = mapped_column(String(20))
     version: Mapped[int]
     seconds_spent: Mapped[float]
@@ -173,6 +175,8 @@ class Run(Base):
     finished_at: Mapped[datetime | None]
     error: Mapped[str | None]
     cancel_requested: Mapped[bool]
+    started_by: Mapped[str | None] = mapped_column(String(80))
+    cancelled_by: Mapped[str | None] = mapped_column(String(80))
 
 
 class RunStep(Base):
@@ -203,3 +207,37 @@ class RunStep(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     peak_rss_mb: Mapped[float | None]
+
+
+class User(Base):
+    """Somebody who may log in to the app."""
+
+    __tablename__ = "users"
+    __table_args__ = (CheckConstraint(among("role", ROLES), name="role"),)
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    role: Mapped[str] = mapped_column(String(20))
+    password: Mapped[str | None]
+    created_at: Mapped[datetime]
+    changed_at: Mapped[datetime]
+
+
+class LoginSession(Base):
+    """A browser that logged in; known by the digest of its token, which only the browser has."""
+
+    __tablename__ = "login_sessions"
+    __table_args__ = (Index(None, "name"),)
+    token_digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), ForeignKey("users.name", ondelete="CASCADE"))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+class LoginAttempt(Base):
+    """A password that was tried, counted for a few minutes so that guessing is slow."""
+
+    __tablename__ = "login_attempts"
+    __table_args__ = (Index(None, "at"),)
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(80))
+    address: Mapped[str] = mapped_column(String(80))
+    at: Mapped[datetime]

@@ -105,6 +105,8 @@ class RunRow:
     finished_at: datetime | None
     error: str | None
     cancel_requested: bool
+    started_by: str | None = None
+    cancelled_by: str | None = None
     steps: tuple[StepRow, ...] = ()
 
     @property

@@ -9,6 +9,7 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from atlas.access import actor, demand
 from atlas.db.leases import ACTIVE, changed, release_left, skip_steps, steps, withdraw
 from atlas.db.models import Run, RunStep
 from atlas.db.rows import PlanLike, RunRow, StepLike, StepRow, run_row, step_row
@@ -73,10 +74,11 @@ def create_run(
     ``executor`` is ``local`` (this process) or ``queue`` (workers); joining moves the run to it. A run under
     way whose finished outputs were removed since is cancelled, and a new one made.
 
-    Raises ConfigError for a plan whose steps do not follow from each other, ConflictError while a run of the
-    same plan is being cancelled.
+    Raises AccessError for somebody who may not start runs, ConfigError for a plan whose steps do not follow
+    from each other, ConflictError while a run of the same plan is being cancelled.
     """
     one_of("executor", executor, ("local", "queue"))
+    demand("jobs")
     _check_plan(plan)
     digest = plan_digest(plan)
     try:
@@ -135,6 +137,7 @@ def _insert_run(
         created_at=now,
         finished_at=now if status in ENDED else None,
         cancel_requested=False,
+        started_by=actor().name,
     )
     session.add(run)
     session.flush()
