@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from atlas.db.models import Base
+from atlas.db.review_models import Base
 from atlas.errors import DatabaseError
 
 

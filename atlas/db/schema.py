@@ -19,7 +19,7 @@ from sqlalchemy import Connection, inspect, text
 
 import atlas
 from atlas.db.engine import engine_for, forget_engine, hidden, parse_url, plain_errors, sqlite_file
-from atlas.db.models import Base
+from atlas.db.review_models import Base
 from atlas.errors import DatabaseError
 from atlas.settings import Settings
 
