@@ -324,6 +324,74 @@ class AnalysisConfig:
 
 
 @dataclass(frozen=True)
+class SlotConfig:
+    """What stands in a template's ``{name}``: one of some words, or a run of random characters."""
+
+    name: str = ""
+    """The name in the template; every ``{name}`` of a prompt is filled alike."""
+    words: tuple[str, ...] = ()
+    """Words to draw from."""
+    characters: str = ""
+    """Instead of words: characters to draw from."""
+    length: int = 8
+    """How many characters are drawn."""
+
+    def __post_init__(self) -> None:
+        _positive("slot length", self.length)
+        if bool(self.words) == bool(self.characters):
+            raise ConfigError(f"slot {self.name!r} needs either words or characters, and not both")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A task: prompts made from a template, and the stretch of them in which the loss counts."""
+
+    name: str = ""
+    """Short text, unique among the tasks."""
+    template: str = ""
+    """Text with slots in braces; ``[[`` and ``]]`` enclose what is to be predicted."""
+    slot: tuple[SlotConfig, ...] = ()
+    """What its slots are filled with."""
+
+    def __post_init__(self) -> None:
+        if not RELEASE_NAME.fullmatch(self.name):
+            raise ConfigError(f"task name {self.name!r} is not allowed; use letters, digits, '.', '_' and '-'")
+        opened, closed = self.template.find("[["), self.template.find("]]")
+        if self.template.count("[[") != 1 or self.template.count("]]") != 1 or not 0 < opened < closed - 2:
+            raise ConfigError(
+                f"task {self.name!r}: template {self.template!r} must enclose what is to be predicted, after "
+                "other text, in one pair of [[ and ]]"
+            )
+        used, known = set(re.findall(r"\{(\w*)\}", self.template)), [slot.name for slot in self.slot]
+        if sorted(used) != sorted(known):
+            raise ConfigError(
+                f"task {self.name!r} has the slots {sorted(known)}; its template names {sorted(used)}"
+            )
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """How heads are measured, beside their attention on the evaluation text."""
+
+    ablation_blocks: int = 16
+    """The first evaluation blocks, on which the loss without each head is measured; 0: it is not."""
+    prompts: int = 24
+    """Prompts of each task, on which the loss without each head is measured; 0: it is not."""
+    repeats: int = 32
+    """Random sequences of each kind: repeats, and earlier matches of each length."""
+    task: tuple[TaskConfig, ...] = ()
+    """Tasks beside the bundled ones (digit-copy, url)."""
+
+    def __post_init__(self) -> None:
+        for name in ("ablation_blocks", "prompts"):
+            _at_least(f"heads {name}", getattr(self, name), 0)
+        _positive("heads repeats", self.repeats)
+        names = [task.name for task in self.task]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"tasks {names} must have different names")
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """Everything that decides what a release holds."""
 
@@ -340,6 +408,7 @@ class BuildConfig:
     finetune: FinetuneConfig | None = None
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
 
     def __post_init__(self) -> None:
         if not self.sae and not self.imports:
