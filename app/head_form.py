@@ -9,7 +9,7 @@ from app.colours import SEMANTICITY
 from app.components import draw
 from app.notes import Draft
 from app.state import Scope, plain
-from atlas.db import annotations
+from atlas.db import annotations, vocabulary
 from atlas.db.notes import LABEL_LENGTH, MOST_WORDS, NOTES_LENGTH, HeadAnnotation
 
 FAMILIES = (
@@ -79,7 +79,7 @@ def _fields(draft: Draft[HeadAnnotation], scope: Scope) -> None:
         format_func=lambda name: SEMANTICITY[name].name,
         help="\n".join(f"- **{SEMANTICITY[k].name}**: {v}" for k, v in MEANINGS.items()),
     )  # fmt: skip
-    known = annotations.known_groupings(scope.settings, scope.model.model)
+    known = vocabulary.known_groupings(scope.settings, scope.model.model)
     st.multiselect(
         "Groupings of its top features", _options(draft.get("groupings") or [], known, FAMILIES),
         key=draft.key("groupings"), on_change=save, accept_new_options=True, max_selections=MOST_WORDS,

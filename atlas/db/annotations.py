@@ -6,7 +6,6 @@ adds a row to the history, in the same transaction. Annotators write beside each
 annotation per annotator.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from sqlalchemy import ColumnElement, and_, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from atlas.access import demand
 from atlas.db.models import FeatureNote, HeadNote, NoteHistory
 from atlas.db.notes import (
     FeatureAnnotation,
@@ -23,10 +23,12 @@ from atlas.db.notes import (
     check_feature,
     check_head,
     check_name,
+    checked_verdicts,
     checked_words,
 )
 from atlas.db.session import reading, writing
 from atlas.errors import ConflictError
+from atlas.judging import FeatureVerdict
 from atlas.settings import Settings
 
 _HEAD_KEY = ("model", "layer", "head", "annotator")
@@ -77,7 +79,8 @@ class Saved:
 
 def _head(row: HeadNote) -> HeadAnnotation:
     fields = {name: getattr(row, name) for name in HeadAnnotation.__dataclass_fields__}
-    return HeadAnnotation(**{**fields, "groupings": tuple(row.groupings)})
+    verdicts = tuple(FeatureVerdict(**one) for one in row.verdicts)
+    return HeadAnnotation(**{**fields, "groupings": tuple(row.groupings), "verdicts": verdicts})
 
 
 def _feature(row: FeatureNote) -> FeatureAnnotation:
@@ -116,20 +119,34 @@ def _store(
     return True
 
 
-def save_head(settings: Settings, note: HeadAnnotation, expected_version: int) -> HeadAnnotation:
-    """Store a head's annotation on top of ``expected_version`` and return it as stored.
-
-    Raises ConfigError for a value that is not allowed, StaleAnnotationError (a ConflictError) when the stored
-    version is another.
-    """
-    note = replace(note, groupings=checked_words("groupings", note.groupings))
+def put_head(session: Session, note: HeadAnnotation, expected_version: int) -> HeadAnnotation | None:
+    """:func:`save_head` within a transaction of the caller's; None where the version is another."""
+    note = replace(
+        note,
+        groupings=checked_words("groupings", note.groupings),
+        verdicts=checked_verdicts(note.verdicts),
+    )
     check_head(note)
     key = {name: getattr(note, name) for name in _HEAD_KEY}
     values = {**asdict(note), "groupings": list(note.groupings)}
+    if not _store(session, HeadNote, values, key, expected_version):
+        return None
+    return _head(session.scalars(select(HeadNote).where(_where(HeadNote, key))).one())
+
+
+def save_head(settings: Settings, note: HeadAnnotation, expected_version: int) -> HeadAnnotation:
+    """Store a head's annotation on top of ``expected_version`` and return it as stored.
+
+    Raises ConfigError for a value that is not allowed, AccessError for a name that is not one's own,
+    StaleAnnotationError (a ConflictError) when the stored version is another.
+    """
+    demand("annotate", annotator=note.annotator)
     with writing(settings) as session:
-        if _store(session, HeadNote, values, key, expected_version):
-            return _head(session.scalars(select(HeadNote).where(_where(HeadNote, key))).one())
-    raise StaleAnnotationError(note, expected_version, load_head(settings, *key.values()))
+        saved = put_head(session, note, expected_version)
+    if saved is not None:
+        return saved
+    theirs = load_head(settings, note.model, note.layer, note.head, note.annotator)
+    raise StaleAnnotationError(note, expected_version, theirs)
 
 
 def load_head(settings: Settings, model: str, layer: int, head: int, annotator: str) -> HeadAnnotation | None:
@@ -167,14 +184,6 @@ def head_progress(settings: Settings, model: str, annotator: str) -> dict[tuple[
     }
 
 
-def known_groupings(settings: Settings, model: str) -> tuple[str, ...]:
-    """Every grouping in use for a model, the most used first, then by name."""
-    with reading(settings) as session:
-        rows = session.scalars(select(HeadNote.groupings).where(HeadNote.model == model))
-        counts = Counter(word for words in rows for word in words)
-    return tuple(sorted(counts, key=lambda word: (-counts[word], word)))
-
-
 def annotators(settings: Settings, model: str) -> tuple[str, ...]:
     """Everybody who has annotated a head of a model, by name."""
     query = select(HeadNote.annotator).where(HeadNote.model == model).distinct()
@@ -182,16 +191,28 @@ def annotators(settings: Settings, model: str) -> tuple[str, ...]:
         return tuple(sorted(session.scalars(query)))
 
 
-def save_feature(settings: Settings, note: FeatureAnnotation, expected_version: int) -> FeatureAnnotation:
-    """Store a feature's annotation on top of ``expected_version``; raises as :func:`save_head` does."""
+def put_feature(
+    session: Session, note: FeatureAnnotation, expected_version: int
+) -> FeatureAnnotation | None:
+    """:func:`save_feature` within a transaction of the caller's; None where the version is another."""
     note = replace(note, tags=checked_words("tags", note.tags))
     check_feature(note)
     key = {name: getattr(note, name) for name in _FEATURE_KEY}
     values = {**asdict(note), "tags": list(note.tags)}
+    if not _store(session, FeatureNote, values, key, expected_version):
+        return None
+    return _feature(session.scalars(select(FeatureNote).where(_where(FeatureNote, key))).one())
+
+
+def save_feature(settings: Settings, note: FeatureAnnotation, expected_version: int) -> FeatureAnnotation:
+    """Store a feature's annotation on top of ``expected_version``; raises as :func:`save_head` does."""
+    demand("annotate", annotator=note.annotator)
     with writing(settings) as session:
-        if _store(session, FeatureNote, values, key, expected_version):
-            return _feature(session.scalars(select(FeatureNote).where(_where(FeatureNote, key))).one())
-    raise StaleAnnotationError(note, expected_version, load_feature(settings, *key.values()))
+        saved = put_feature(session, note, expected_version)
+    if saved is not None:
+        return saved
+    theirs = load_feature(settings, note.sae, note.feature, note.annotator)
+    raise StaleAnnotationError(note, expected_version, theirs)
 
 
 def load_feature(settings: Settings, sae: str, feature: int, annotator: str) -> FeatureAnnotation | None:

@@ -27,7 +27,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-SEMANTICITY = ("monosemantic", "nearly_monosemantic", "bisemantic", "polysemantic", "unclear")
+from atlas.judging import SEMANTICITY_CLASSES
+
+SEMANTICITY = SEMANTICITY_CLASSES
 INTERPRETABILITY = ("interpretable", "partly", "uninterpretable")
 NOTE_STATUS = ("draft", "done")
 RUN_STATUS = ("pending", "running", "done", "failed", "cancelled")

@@ -1,17 +1,19 @@
 """What an annotation is: its fields, what each may hold, and the check made before it is stored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from atlas.db.models import INTERPRETABILITY, NOTE_STATUS, SEMANTICITY
 from atlas.errors import ConfigError, one_of
+from atlas.judging import FeatureVerdict, check_verdict
 
 LABEL_LENGTH = 120
 ROLE_LENGTH = 200
 NOTES_LENGTH = 20_000
 WORD_LENGTH = 60
 MOST_WORDS = 20
+MOST_VERDICTS = 200
 NAME_LENGTHS = {"model": 200, "sae": 300, "annotator": 80}
 
 
@@ -39,6 +41,8 @@ class HeadAnnotation:
     """A grouping not seen in an earlier head."""
     notes: str = ""
     """Free text in Markdown."""
+    verdicts: tuple[FeatureVerdict, ...] = ()
+    """What was said of single features inside this head, in the order of SAE and feature."""
     status: str = "draft"
     """draft, or done."""
     seconds_spent: float = 0.0
@@ -112,6 +116,26 @@ def checked_words(what: str, values: Sequence[str]) -> tuple[str, ...]:
     ('induction', 'long prefix')
     """
     return _words(what, values)
+
+
+def checked_verdicts(verdicts: Sequence[FeatureVerdict]) -> tuple[FeatureVerdict, ...]:
+    """Verdicts as they are stored: one per feature, in the order of SAE and feature, group names squeezed.
+
+    Raises ConfigError for two verdicts on one feature, too many, or one that is not allowed.
+    """
+    if len(verdicts) > MOST_VERDICTS:
+        raise ConfigError(f"verdicts has {len(verdicts)} entries; allowed: at most {MOST_VERDICTS}")
+    found: dict[tuple[str, int], FeatureVerdict] = {}
+    for one in verdicts:
+        check_name("sae", one.sae)
+        _index("feature", one.feature, 2**31 - 1)
+        group = " ".join(one.group.split())
+        _length(f"group {group[:WORD_LENGTH]!r}", group, WORD_LENGTH)
+        check_verdict(replace(one, group=group))
+        if (one.sae, one.feature) in found:
+            raise ConfigError(f"feature {one.feature} of {one.sae} has two verdicts; allowed: one")
+        found[one.sae, one.feature] = replace(one, group=group)
+    return tuple(found[key] for key in sorted(found))
 
 
 def check_head(note: HeadAnnotation) -> None:
