@@ -13,11 +13,11 @@ from kombu.exceptions import KombuError, OperationalError
 
 from atlas.db.rows import StepRow
 from atlas.db.runs import mark_enqueued, ready_steps
+from atlas.db.states import QUEUES
 from atlas.errors import AtlasError, ConfigError, one_of
 from atlas.settings import Settings
 
 TASK = "workers.tasks.run_step"
-QUEUES = ("cpu", "gpu", "io")
 DAY = 24 * 3600
 
 
@@ -61,6 +61,8 @@ def make_app(settings: Settings, include: Sequence[str] = ()) -> Celery:
         broker_transport_options={
             "visibility_timeout": DAY,
             "socket_connect_timeout": 5,
+            # A network that swallows packets must not hold a worker that wants to send: the step is sent later.
+            "socket_timeout": 20,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },

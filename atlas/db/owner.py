@@ -5,6 +5,8 @@ import secrets
 import socket
 from pathlib import Path
 
+OWNER_LENGTH = 200
+
 
 def _start_of(pid: int) -> str | None:
     """When a process on this machine started, in clock ticks since boot; None when it is gone or unknown."""
@@ -17,10 +19,27 @@ def _start_of(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-def new_owner() -> str:
-    """A name for one holder in this process: ``host/pid/start/token``; two calls never give the same."""
+def new_owner(worker: str = "") -> str:
+    """A name for one holder in this process: ``host/pid/start/token``; two calls never give the same.
+
+    A process of a worker adds the worker's name, ``NAME@HOST``, as ``/NAME``.
+    """
     pid = os.getpid()
-    return f"{socket.gethostname()[:100]}/{pid}/{_start_of(pid) or 0}/{secrets.token_hex(6)}"
+    owner = f"{socket.gethostname()[:100]}/{pid}/{_start_of(pid) or 0}/{secrets.token_hex(6)}"
+    name = worker.partition("@")[0]
+    return f"{owner}/{name}"[:OWNER_LENGTH] if name else owner
+
+
+def worker_of(owner: str) -> str:
+    """The worker ``NAME@HOST`` that a holder belongs to; empty for a build in its own process.
+
+    >>> worker_of(new_owner("gpu-1@box")) == f"gpu-1@{socket.gethostname()[:100]}"
+    True
+    >>> worker_of("box/12/99/abc")
+    ''
+    """
+    parts = owner.split("/", 4)
+    return f"{parts[4]}@{parts[0]}" if len(parts) == 5 else ""
 
 
 def is_dead(owner: str) -> bool:

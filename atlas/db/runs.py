@@ -14,7 +14,7 @@ from atlas.db.leases import ACTIVE, changed, release_left, skip_steps, steps, wi
 from atlas.db.models import Run, RunStep
 from atlas.db.rows import PlanLike, RunRow, StepLike, StepRow, run_row, step_row
 from atlas.db.session import clock, reading, writing
-from atlas.db.states import ENDED, FINISHED, run_status
+from atlas.db.states import ENDED, FINISHED, QUEUES, run_status
 from atlas.errors import ConfigError, ConflictError, one_of
 from atlas.settings import Settings
 
@@ -28,7 +28,7 @@ def plan_digest(plan: PlanLike) -> str:
 def _check_plan(plan: PlanLike) -> None:
     seen: set[str] = set()
     for step in plan.steps:
-        one_of("queue", step.queue, ("cpu", "gpu", "io"))
+        one_of("queue", step.queue, QUEUES)
         for need in step.needs:
             one_of(f"step {step.name!r} comes before or without what it needs:", need, sorted(seen))
         if step.name in seen:

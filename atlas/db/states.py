@@ -26,6 +26,8 @@ RUN_MOVES: Mapping[str, frozenset[str]] = {
     "failed": frozenset(),
     "cancelled": frozenset(),
 }
+QUEUES = ("cpu", "gpu", "io", "interactive")
+"""Where steps wait: heavy on the processor, on the GPU, on disk and network; and short jobs of the app."""
 FINISHED = frozenset({"done", "skipped"})
 """Steps whose output is there for those that need it."""
 ENDED = frozenset({"done", "skipped", "failed", "cancelled"})
