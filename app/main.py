@@ -5,7 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import navigation, state, style
+from app import access, navigation, state, style
 from app.views import atlas as atlas_view
 from app.views import feature, head, jobs, overview, sql, training
 from atlas.errors import AtlasError, StoreError
@@ -53,11 +53,7 @@ def _choose(label: str, key: str, options: list[str], note: str) -> None:
 
 def _sidebar(settings: Settings) -> None:
     with st.sidebar:
-        if "annotator" not in st.session_state:
-            st.session_state["annotator"] = state.annotator(settings)
-        st.text_input(
-            "Annotator", key="annotator", max_chars=state.NAME_LENGTH, help="Your notes carry this name."
-        )
+        access.who_is_it(settings)
         names = state.release_names(settings)
         fixed = os.environ.get(state.RELEASE_VARIABLE)
         if len(names) > 1 and not fixed:
@@ -95,6 +91,7 @@ def main() -> None:
     st.set_page_config(page_title=f"{page.title} · Head Atlas", page_icon=str(ICON))
     try:
         settings = load_settings()
+        access.gate(settings)
         _sidebar(settings)
         if not state.release_names(settings) and page.url_path not in ("jobs", "training"):
             _empty(settings)

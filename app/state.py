@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import duckdb
 import streamlit as st
 
+from atlas import access
 from atlas.errors import AtlasError
 from atlas.settings import Settings, load_settings
 from atlas.store import release as releases
@@ -106,7 +107,12 @@ def scope() -> Scope:
 
 
 def annotator(settings: Settings) -> str:
-    """The name under which this session writes: the sidebar's, else the link's, else the settings'."""
+    """The name under which this session writes: the login's; without logins, the one that was typed."""
+    return typed_annotator(settings) if settings.auth == "none" else access.actor().name
+
+
+def typed_annotator(settings: Settings) -> str:
+    """The sidebar's name, else the link's, else the settings'."""
     name = st.session_state.get("annotator") or st.query_params.get("annotator") or settings.annotator
     return " ".join(str(name).split())[:NAME_LENGTH] or settings.annotator
 

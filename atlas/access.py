@@ -66,7 +66,7 @@ class _Source:
 
 def use_source(source: Callable[[], Actor | None]) -> None:
     """Let ``source`` tell, from now on, who is acting in this process; None = nobody is logged in."""
-    _Source.actor = staticmethod(source)  # type: ignore[assignment]
+    _Source.actor = staticmethod(source)
 
 
 def actor() -> Actor:

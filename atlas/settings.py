@@ -4,9 +4,11 @@ Everything is read from ``ATLAS_*`` environment variables when asked for, so tha
 laptop (no variable set) and a cluster (a broker and a PostgreSQL URL set).
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from atlas.errors import ConfigError, one_of
@@ -18,9 +20,9 @@ class Settings:
 
     home: Path
     """``ATLAS_HOME``: corpora, runs, releases and the SQLite database live here."""
-    database_url: str
+    database_url: str = field(repr=False)  # it may hold a password
     """``ATLAS_DATABASE_URL``: SQLAlchemy URL of the run and annotation database."""
-    broker_url: str | None
+    broker_url: str | None = field(repr=False)
     """``ATLAS_BROKER_URL``: Celery broker; without it everything runs in process."""
     device: str
     """``ATLAS_DEVICE``: cpu, cuda, cuda:1, ... or auto."""
@@ -36,16 +38,35 @@ class Settings:
     """``ATLAS_ANNOTATOR``: the name that annotations are written under."""
     log_level: str
     """``ATLAS_LOG_LEVEL``: DEBUG, INFO, WARNING or ERROR."""
+    auth: str = "none"
+    """``ATLAS_AUTH``: how people log in to the app: none, password or oidc."""
+    session_hours: float = 168.0
+    """``ATLAS_SESSION_HOURS``: how long a login with a password lasts."""
+    lake_url: str | None = field(default=None, repr=False)
+    """``ATLAS_LAKE_URL``: fsspec URL of the lake, such as s3://BUCKET/PREFIX; unset: folders of ``home``."""
+    lake_options: str = field(default="", repr=False)
+    """``ATLAS_LAKE_OPTIONS``: fsspec storage options as a JSON object. They may hold secrets."""
+    lake_seconds: float = 30.0
+    """``ATLAS_LAKE_SECONDS``: how often readers look for a new release and a training's state is uploaded."""
+    lake_cache_gb: float = 50.0
+    """``ATLAS_CACHE_GB``: gigabytes (10^9 bytes) that copies of what is in the lake may take on this disk."""
+
+    @property
+    def local(self) -> Path:
+        """``home``; with a lake, the folder of this machine's copies of it, which may go at any time."""
+        if self.lake_url is None:
+            return self.home
+        return self.home / "lake" / hashlib.sha256(self.lake_url.encode()).hexdigest()[:16]
 
     @property
     def releases(self) -> Path:
-        """Where published releases lie."""
-        return self.home / "releases"
+        """Where published releases lie, or this machine's copies of them."""
+        return self.local / "releases"
 
     @property
     def steps(self) -> Path:
-        """Where the content-addressed outputs of build steps lie."""
-        return self.home / "steps"
+        """Where the content-addressed outputs of build steps lie, or this machine's copies of them."""
+        return self.local / "steps"
 
     @property
     def saes(self) -> Path:
@@ -86,6 +107,27 @@ def _home(environ: Mapping[str, str]) -> Path:
         raise ConfigError(f"ATLAS_HOME={environ.get('ATLAS_HOME')!r} cannot be used: {error}") from None
 
 
+def _lake_url(environ: Mapping[str, str]) -> str | None:
+    url = environ.get("ATLAS_LAKE_URL", "").strip().rstrip("/") or None
+    if url is not None and "://" not in url and not Path(url).is_absolute():
+        # The text is not repeated: some URLs hold a password.
+        raise ConfigError("ATLAS_LAKE_URL is no URL; allowed: s3://BUCKET/PREFIX, another URL, or /FOLDER")
+    return url
+
+
+def _lake_options(environ: Mapping[str, str]) -> str:
+    text = environ.get("ATLAS_LAKE_OPTIONS", "").strip()
+    try:
+        whole = not text or isinstance(json.loads(text), dict)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ConfigError(
+            'ATLAS_LAKE_OPTIONS is no JSON object; allowed: storage options such as {"anon": true}'
+        )
+    return text
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings; ConfigError names a variable whose value is not allowed.
 
@@ -100,6 +142,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     home = _home(env)
     level = env.get("ATLAS_LOG_LEVEL", "INFO").upper()
     one_of("ATLAS_LOG_LEVEL", level, ("DEBUG", "INFO", "WARNING", "ERROR"))
+    auth = env.get("ATLAS_AUTH") or "none"
+    one_of("ATLAS_AUTH", auth, ("none", "password", "oidc"))
     threads = _whole(env, "ATLAS_THREADS", 0, 0)
     return Settings(
         home=home,
@@ -112,4 +156,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         query_rows=_whole(env, "ATLAS_QUERY_ROWS", 10_000, 1),
         annotator=env.get("ATLAS_ANNOTATOR") or env.get("USER") or "annotator",
         log_level=level,
+        lake_url=_lake_url(env),
+        lake_options=_lake_options(env),
+        lake_seconds=_number(env, "ATLAS_LAKE_SECONDS", 30.0, 0.0),
+        lake_cache_gb=_number(env, "ATLAS_CACHE_GB", 50.0, 0.0),
+        auth=auth,
+        session_hours=_number(env, "ATLAS_SESSION_HOURS", 168.0, 0.01),
     )

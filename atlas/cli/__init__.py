@@ -28,6 +28,7 @@ COMMANDS = {
     "cancel": "atlas.cli.status",
     "worker": "atlas.cli.worker",
     "db": "atlas.cli.db",
+    "users": "atlas.cli.users",
 }
 """Each command and the module that holds it under its own name."""
 

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import click
 
+from atlas.db.schema import ensure_schema
+from atlas.db.users import list_users
 from atlas.errors import ConfigError
-from atlas.settings import load_settings
+from atlas.oidc import oidc_secrets
+from atlas.settings import Settings, load_settings
 from atlas.store import release as releases
 
 RELEASE_VARIABLE = "ATLAS_RELEASE"
+LOCAL = ("127.0.0.1", "localhost", "::1")
 _QUIET = {
     "server.headless": "true",
     "server.fileWatcherType": "none",
@@ -34,7 +38,7 @@ def main_file() -> Path:
     found = find_spec("app")
     if found is None or found.origin is None:
         raise ConfigError("package 'app' is not installed; install head-atlas as a whole")
-    return Path(found.origin).with_name("main.py")
+    return Path(found.origin).with_name("server.py")
 
 
 def streamlit_command(port: int, address: str) -> list[str]:
@@ -48,6 +52,24 @@ def streamlit_command(port: int, address: str) -> list[str]:
     return [sys.executable, "-m", "streamlit", "run", *place, *flags, str(main_file())]
 
 
+def _check_access(settings: Settings, address: str) -> None:
+    """Say at once what a login lacks, and warn where everybody in the network would be let in."""
+    if settings.auth == "oidc":
+        oidc_secrets(os.environ)
+    if settings.auth != "none":
+        ensure_schema(settings)
+    if settings.auth == "password" and not list_users(settings):
+        click.echo(
+            "warning: nobody can log in yet; add somebody: atlas users add NAME --role admin", err=True
+        )
+    if settings.auth == "none" and address not in LOCAL:
+        click.echo(
+            f"warning: others can reach {address}, and ATLAS_AUTH=none lets everybody write and start "
+            "jobs; set ATLAS_AUTH=password (docs/access.md)",
+            err=True,
+        )
+
+
 @click.command()
 @click.option("--port", default=8501, show_default=True, type=click.IntRange(1, 65535), help="Port.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for all.")
@@ -55,6 +77,7 @@ def streamlit_command(port: int, address: str) -> list[str]:
 def app(port: int, address: str, release_name: str | None) -> None:
     """Serve the app: browse heads and features, annotate, ask in SQL."""
     settings = load_settings()
+    _check_access(settings, address)
     environment = dict(os.environ)
     if release_name is not None:
         releases.current(settings.releases, release_name)

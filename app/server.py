@@ -1,0 +1,22 @@
+"""What `atlas app` serves: the pages of ``main.py``, with the login in front where one is asked for."""
+
+import os
+from pathlib import Path
+
+from starlette.middleware import Middleware
+from streamlit.starlette import App
+
+from app import access as app_access
+from app.login import Gate, routes
+from atlas import access
+from atlas.oidc import oidc_secrets
+from atlas.settings import load_settings
+
+settings = load_settings()
+access.use_source(app_access.current)
+app = App(
+    Path(__file__).with_name("main.py"),
+    routes=routes(settings),
+    middleware=[Middleware(Gate)] if settings.auth == "password" else [],
+    secrets={"auth": oidc_secrets(os.environ)} if settings.auth == "oidc" else None,
+)
