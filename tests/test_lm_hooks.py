@@ -136,6 +136,22 @@ def test_later_layers_are_not_run(raw):
         handle.remove()
 
 
+def test_nothing_is_computed_after_the_last_site(raw):
+    """Neither the last layer's MLP nor the unembedding; and the next whole pass is whole."""
+    last = raw.shape.n_layers - 1
+    ran = []
+    late = (raw.bridge.blocks[last].mlp, raw.bridge.unembed)
+    handles = [module.register_forward_pre_hook(lambda *_: ran.append(1)) for module in late]
+    try:
+        capture(raw, TOKENS, [Site("z", last)], [f"blocks.{last}.attn.hook_pattern"])
+        assert not ran
+        logits_with(raw, TOKENS, {})
+        assert len(ran) == 2
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def test_logits_are_the_models_own(raw, folded, hf, inside):
     close(logits_with(raw, TOKENS, {}), inside["logits"], atol=2e-5)
     log_p = logits_with(folded, TOKENS, {}).log_softmax(-1)

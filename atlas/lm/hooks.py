@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from atlas.errors import ConfigError
 from atlas.lm.load import LanguageModel
@@ -51,20 +52,22 @@ def capture(
     sites: Sequence[Site],
     extra_hooks: Sequence[str] = (),
 ) -> tuple[dict[Site, Float[Tensor, "batch pos d_in"]], dict[str, Tensor]]:
-    """One forward pass, stopped after the last layer needed: activations at ``sites`` and raw extra hooks."""
+    """One forward pass, stopped as soon as all is seen: activations at ``sites`` and raw extra hooks."""
+    names = dict.fromkeys([*(s.hook_name for s in sites), *extra_hooks])
     raw: dict[str, Tensor] = {}
 
     def keep_as(name: str) -> Callable[..., None]:
         def keep(value: Tensor, hook: Any) -> None:  # noqa: ARG001 - the hook protocol passes both
             raw[name] = value
+            # What follows the last of them, such as the unembedding, would be computed for nothing.
+            if len(raw) == len(names):
+                raise StopAtLayerException(value)
 
         return keep
 
-    names = dict.fromkeys([*(s.hook_name for s in sites), *extra_hooks])
     last = max(int(name.split(".")[1]) for name in names)
-    stop = last + 1 if last + 1 < model.shape.n_layers else None
     model.bridge.run_with_hooks(
-        tokens, return_type=None, stop_at_layer=stop, fwd_hooks=[(name, keep_as(name)) for name in names]
+        tokens, return_type=None, stop_at_layer=last + 1, fwd_hooks=[(name, keep_as(name)) for name in names]
     )
     return {s: read_site(raw[s.hook_name], s) for s in sites}, {name: raw[name] for name in extra_hooks}
 
