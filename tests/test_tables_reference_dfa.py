@@ -170,7 +170,7 @@ def test_stored_sources(one):
         for _, row, matrix in examples:
             where = (one.name, f, row["example_group"], row["rank"])
             size, total, eps = np.abs(matrix), np.abs(matrix).sum(), 5e-6 + 1e-5 * np.abs(matrix).max()
-            same(row["unit"] * 2047, size.max(), where, rtol=1e-5, atol=1e-6)
+            same(row["unit"] * 1023, size.max(), where, rtol=1e-5, atol=1e-6)
             places = [(heads.index(s["head"]), s["source"]) for s in row["sources"]]
             assert len(set(places)) == len(places) <= 32, where
             for s, place in zip(row["sources"], places, strict=True):

@@ -20,8 +20,8 @@ from atlas.analysis.examples import GROUPS
 from atlas.errors import StoreError
 from atlas.tables import SOURCES
 
-FULL_WEIGHT = 2047
-"""A source's contribution is stored in this many steps of the example's largest: 12 bits with the sign."""
+FULL_WEIGHT = 1023
+"""A source's contribution is stored in this many steps of the example's largest: 11 bits with the sign."""
 _ROW = np.dtype(
     [
         ("feature", "i4"), ("code", "i1"), ("rank", "i2"), ("block", "i4"), ("bias", "f4"), ("pre", "f4"),

@@ -29,7 +29,7 @@ CODE_VERSIONS = {
     "shard": 2,
     "effects": 1,
     "summarise": 3,
-    "dfa": 2,
+    "dfa": 3,
     "attribute": 1,
     "reference": 2,
     "publish": 3,

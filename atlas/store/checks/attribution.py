@@ -84,8 +84,8 @@ CHECKS: tuple[Check, ...] = (
     _examples(),
     _activation(),
     _stored(
-        "dfa.sources", f"at most {_MOST} sources, largest first, the largest 2047 units; no pair twice",
-        f"len(sources) > {_MOST} OR list_reverse_sort(sizes) != sizes OR sizes[1] NOT BETWEEN 2046 AND 2048 "
+        "dfa.sources", f"at most {_MOST} sources, largest first, the largest 1023 units; no pair twice",
+        f"len(sources) > {_MOST} OR list_reverse_sort(sizes) != sizes OR sizes[1] NOT BETWEEN 1022 AND 1024 "
         "OR list_unique(pairs) != len(pairs)", "weights::VARCHAR",
     ),
     _stored(
