@@ -51,6 +51,10 @@ class Cancelled(AtlasError):  # noqa: N818 - an outcome more than an error
     """The user asked the work to stop; what was finished is kept."""
 
 
+class HandedBack(Cancelled):
+    """The process was asked to end: the work is somebody else's now, who goes on from what was kept."""
+
+
 def one_of(
     what: str, value: object, allowed: Iterable[object], error: type[AtlasError] = ConfigError
 ) -> None:

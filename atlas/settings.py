@@ -38,6 +38,8 @@ class Settings:
     """``ATLAS_ANNOTATOR``: the name that annotations are written under."""
     log_level: str
     """``ATLAS_LOG_LEVEL``: DEBUG, INFO, WARNING or ERROR."""
+    log_format: str | None = None
+    """``ATLAS_LOG_FORMAT``: text or json, one line per event; unset: text for workers, bars at a terminal."""
     auth: str = "none"
     """``ATLAS_AUTH``: how people log in to the app: none, password or oidc."""
     session_hours: float = 168.0
@@ -142,6 +144,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     home = _home(env)
     level = env.get("ATLAS_LOG_LEVEL", "INFO").upper()
     one_of("ATLAS_LOG_LEVEL", level, ("DEBUG", "INFO", "WARNING", "ERROR"))
+    log_format = (env.get("ATLAS_LOG_FORMAT") or "").lower() or None
+    one_of("ATLAS_LOG_FORMAT", log_format, (None, "text", "json"))
     auth = env.get("ATLAS_AUTH") or "none"
     one_of("ATLAS_AUTH", auth, ("none", "password", "oidc"))
     threads = _whole(env, "ATLAS_THREADS", 0, 0)
@@ -156,6 +160,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         query_rows=_whole(env, "ATLAS_QUERY_ROWS", 10_000, 1),
         annotator=env.get("ATLAS_ANNOTATOR") or env.get("USER") or "annotator",
         log_level=level,
+        log_format=log_format,
         lake_url=_lake_url(env),
         lake_options=_lake_options(env),
         lake_seconds=_number(env, "ATLAS_LAKE_SECONDS", 30.0, 0.0),

@@ -6,10 +6,8 @@ attempt finds it current; and steps made ready whose message was not sent are fo
 """
 
 import logging
-import random
 
 from atlas.configs import BuildConfig
-from atlas.db.engine import UnreachableError
 from atlas.db.leases import (
     LeaseLostError,
     cancel_step,
@@ -22,34 +20,17 @@ from atlas.db.owner import new_owner
 from atlas.db.progress import DbProgress
 from atlas.db.rows import StepRow
 from atlas.db.runs import active_runs, load_run, unsent_steps
-from atlas.errors import AtlasError, Cancelled, ConfigError, ConflictError
-from atlas.queue import BrokerError, send_ready, send_steps
+from atlas.errors import AtlasError, Cancelled, ConfigError, HandedBack
+from atlas.pipeline.interrupts import interruptible
+from atlas.pipeline.retries import MAX_ATTEMPTS, judge
+from atlas.queue import send_ready, send_steps
 from atlas.settings import Settings
+from atlas.units import unit_of
+from workers import leaving
 
 log = logging.getLogger("atlas.worker")
 
-MAX_ATTEMPTS = 5
 RESEND_SECONDS = 600.0
-WAIT_SECONDS = 20.0
-TRANSIENT = (UnreachableError, BrokerError, ConflictError, ConnectionError, TimeoutError)
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Whether the same step may succeed later: somebody was not there, or held what we need.
-
-    >>> is_transient(ConnectionResetError()), is_transient(ConfigError("no such site"))
-    (True, False)
-    """
-    while error is not None:
-        if isinstance(error, TRANSIENT):
-            return True
-        error = error.__cause__
-    return False
-
-
-def back_off(attempt: int) -> float:
-    """Seconds to wait before another attempt: 2, 4, 8, ... at most 300, spread by a quarter either way."""
-    return min(300.0, 2.0**attempt) * random.uniform(0.75, 1.25)  # noqa: S311
 
 
 def _work(settings: Settings, step: StepRow, owner: str) -> None:
@@ -57,42 +38,53 @@ def _work(settings: Settings, step: StepRow, owner: str) -> None:
     from atlas.pipeline.execute import run_step
     from atlas.pipeline.plan import make_plan
 
-    plan = make_plan(BuildConfig.from_json(load_run(settings, step.run_id).config_json), settings)
+    config = BuildConfig.from_json(load_run(settings, step.run_id).config_json)
+    plan = make_plan(config, settings)
     digests = {planned.name: planned.digest for planned in plan.steps}
     if digests.get(step.name) != step.digest:
         raise ConfigError(
             f"step {step.name!r} is {digests.get(step.name, 'not there')} in this worker's plan, "
             f"{step.digest} in the run's; run the same version of Head Atlas on the same files everywhere"
         )
-    with DbProgress(settings, step.run_id, step.name, owner) as progress:
+    unit = unit_of(step.kind, config)
+    with (
+        DbProgress(
+            settings, step.run_id, step.name, owner, kind=step.kind, unit=unit, leaving=leaving.asked
+        ) as progress,
+        interruptible(progress.wish),
+    ):
         run_step(plan, step.name, settings, progress)
 
 
 def _failed(settings: Settings, step: StepRow, owner: str, error: Exception) -> None:
     """Record a failure and, if it may pass, send the step again after a while."""
-    text = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
-    if isinstance(error, ConflictError):
-        # Another run makes the same output just now. That may take hours and is nobody's failure.
-        log.info("step %s of %s waits: %s", step.name, step.run_id, text)
-        ready = fail_step(settings, step.run_id, step.name, owner, text, retry=True, counts=False)
-        send_ready(settings, step.run_id, ready, countdown=WAIT_SECONDS)
-        return
-    again = is_transient(error) and step.attempts < MAX_ATTEMPTS
-    log.warning("step %s of %s failed (attempt %d): %s", step.name, step.run_id, step.attempts, text)
+    verdict = judge(error, step.attempts)
+    if verdict.counts:
+        log.warning("step %s of %s failed (attempt %d): %s", step.name, step.run_id, step.attempts, verdict.text)
+    else:
+        log.info("step %s of %s waits: %s", step.name, step.run_id, verdict.text)
     if not isinstance(error, AtlasError):
         log.error("unexpected error in step %s of %s", step.name, step.run_id, exc_info=error)
-    ready = fail_step(settings, step.run_id, step.name, owner, text, retry=again)
-    send_ready(settings, step.run_id, ready, countdown=back_off(step.attempts) if again else 0)
+    ready = fail_step(
+        settings, step.run_id, step.name, owner, verdict.text, retry=verdict.again, counts=verdict.counts
+    )
+    send_ready(settings, step.run_id, ready, countdown=verdict.wait)
 
 
-def run_one(settings: Settings, run_id: str, name: str) -> str:
-    """Carry out a step if it is to be had, and say what became of it.
+def _hand_back(settings: Settings, step: StepRow, owner: str, error: HandedBack) -> None:
+    """Give the step to another worker, from its last checkpoint; for this one it was no attempt."""
+    ready = fail_step(settings, step.run_id, step.name, owner, str(error), retry=True, counts=False)
+    send_ready(settings, step.run_id, ready)
 
-    Returns ``not mine`` (another holds it, or it has ended), ``done``, ``failed``, ``cancelled`` or ``lost``
-    (taken over while we worked). Raises UnreachableError or BrokerError when that could not be recorded or
-    passed on; calling again is safe.
+
+def run_one(settings: Settings, run_id: str, name: str, worker: str = "") -> str:
+    """Carry out a step if it is to be had, and say what became of it; ``worker`` is the worker's name.
+
+    Returns ``not mine`` (another holds it, or it has ended), ``done``, ``failed``, ``cancelled``, ``handed
+    back`` (the worker has to end) or ``lost`` (taken over while we worked). Raises UnreachableError or
+    BrokerError when that could not be recorded or passed on; calling again is safe.
     """
-    owner = new_owner()
+    owner = new_owner(worker)
     step = claim_step(settings, run_id, name, owner)
     if step is None:
         return "not mine"
@@ -102,6 +94,9 @@ def run_one(settings: Settings, run_id: str, name: str) -> str:
         return "failed"
     try:
         _work(settings, step, owner)
+    except HandedBack as error:
+        _hand_back(settings, step, owner, error)
+        return "handed back"
     except Cancelled:
         cancel_step(settings, run_id, name, owner)
         return "cancelled"

@@ -1,4 +1,4 @@
-"""The table of what steps said while they ran; declared beside :mod:`atlas.db.models`, on the same metadata."""
+"""The table of what steps said while they ran, declared on the metadata of :mod:`atlas.db.models`."""
 
 from datetime import datetime
 

@@ -1,5 +1,6 @@
 """Carry out a plan in this process, step after step, recorded in the database like any other run."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -9,11 +10,15 @@ from atlas.db.progress import DbProgress
 from atlas.db.rows import RunRow
 from atlas.db.runs import create_run, load_run
 from atlas.db.schema import ensure_schema
-from atlas.errors import AtlasError, Cancelled, ConflictError
+from atlas.errors import Cancelled, ConflictError
+from atlas.logs import explained
 from atlas.pipeline.execute import current_steps, run_step, waiting_for
 from atlas.pipeline.plan import Plan, Step
 from atlas.progress import Progress
 from atlas.settings import Settings
+from atlas.units import unit_of
+
+log = logging.getLogger("atlas.build")
 
 Shown = Callable[[Step, int, int], AbstractContextManager[Progress]]
 
@@ -43,6 +48,7 @@ def run_local(plan: Plan, settings: Settings, shown: Shown) -> RunRow | None:
         return None
     ensure_schema(settings)
     run = create_run(settings, plan, executor="local", current=current_steps(plan, waiting))
+    log.info("run %s of release %s: %d steps to do", run.id, run.name, len(waiting))
     owner = new_owner()
     for number, step in enumerate(waiting, 1):
         with shown(step, number, len(waiting)) as display:
@@ -60,16 +66,14 @@ def _one(plan: Plan, step: Step, settings: Settings, run_id: str, owner: str, di
             "another process is building the same plan"
         )
     try:
-        with DbProgress(settings, run_id, step.name, owner) as recorded:
+        unit = unit_of(step.kind, plan.config)
+        with DbProgress(settings, run_id, step.name, owner, kind=step.kind, unit=unit) as recorded:
             run_step(plan, step.name, settings, _Both(display, recorded))
     except (KeyboardInterrupt, Cancelled):
         request_cancel(settings, run_id)
         cancel_step(settings, run_id, step.name, owner)
         raise Cancelled(f"run {run_id} was stopped; the same command goes on from here") from None
-    except AtlasError as error:
-        fail_step(settings, run_id, step.name, owner, str(error))
-        raise
     except Exception as error:
-        fail_step(settings, run_id, step.name, owner, f"{type(error).__name__}: {error}")
+        fail_step(settings, run_id, step.name, owner, explained(error))
         raise
     finish_step(settings, run_id, step.name, owner)

@@ -140,6 +140,7 @@ class Finetuning:
         if checkpoint.exists():
             self.restore(checkpoint)
         saved = time.monotonic()
+        progress.update(self.chunk * self.train.chunk_batches, self.n_steps)
         while self.chunk < self.n_chunks:
             ratio = self.train_chunk()
             message = f"squared error {ratio:.3f} of the start"

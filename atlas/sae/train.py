@@ -123,6 +123,7 @@ class Training:
         shown = LiveLog(live, self.groups)
         saved = started = time.monotonic()
         first = self.chunk
+        progress.update(first * self.config.chunk_batches, self.n_steps)
         while self.chunk < self.n_chunks:
             self.train_chunk()
             self.rate = (self.chunk - first) * self.stream.chunk_tokens / (time.monotonic() - started)
