@@ -18,6 +18,7 @@ ROLES = ("reader", "annotator", "admin")
 ACTIONS = {
     "read": "reader",
     "annotate": "annotator",
+    "adjudicate": "admin",
     "jobs": "admin",
     "imports": "admin",
     "restore": "admin",

@@ -46,9 +46,10 @@ def cohen_kappa(
 ) -> float:
     r"""Agreement of two annotators who judged the same units, beyond chance (Cohen 1960).
 
-    kappa = 1 - sum_ij w_ij o_ij / sum_ij w_ij e_ij with o_ij the share of units that the first put into class i
-    and the second into j, e_ij = p_i q_j from each one's own shares, and w_ij = 1 for i != j; ``weights`` of
-    ``linear`` (|i - j|) or ``quadratic`` ((i - j)^2) need the classes in their ``order`` (Cohen 1968).
+    kappa = 1 - sum_ij w_ij o_ij / sum_ij w_ij e_ij with o_ij the share of units that the first put into
+    class i and the second into j, e_ij = p_i q_j from each one's own shares, and w_ij = 1 for i != j;
+    ``weights`` of ``linear`` (|i - j|) or ``quadratic`` ((i - j)^2) need the classes in their ``order``
+    (Cohen 1968).
 
     50 grant proposals, 20 + 15 equal, the first says yes to 25, the second to 30: (0.7 - 0.5) / (1 - 0.5):
 
@@ -77,7 +78,11 @@ def cohen_kappa(
 
 def _kappa(observed: NDArray[np.float64], weights: str) -> float:
     steps = np.abs(np.subtract.outer(np.arange(len(observed)), np.arange(len(observed))))
-    cost = {"none": (steps > 0).astype(float), "linear": steps.astype(float), "quadratic": steps.astype(float) ** 2}
+    cost = {
+        "none": (steps > 0).astype(float),
+        "linear": steps.astype(float),
+        "quadratic": steps.astype(float) ** 2,
+    }
     expected = np.outer(observed.sum(1), observed.sum(0))
     chance = float((cost[weights] * expected).sum())
     return math.nan if chance == 0 else 1.0 - float((cost[weights] * observed).sum()) / chance
@@ -100,9 +105,8 @@ def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float:
     table = np.asarray(counts, dtype=float)
     n = table.sum(1)
     if not (n == n[0]).all() or n[0] < 2:
-        raise ConfigError(
-            f"units have {sorted(set(n.astype(int).tolist()))} judgements; allowed: the same number, 2 or more"
-        )
+        sizes = sorted(set(n.astype(int).tolist()))
+        raise ConfigError(f"units have {sizes} judgements; allowed: the same number, 2 or more")
     agree = ((table**2).sum(1) - n) / (n * (n - 1))
     chance = float(((table.sum(0) / table.sum()) ** 2).sum())
     return math.nan if chance == 1 else (float(agree.mean()) - chance) / (1 - chance)
@@ -150,7 +154,7 @@ def ordinal(values: Iterable[Value], order: Sequence[Value]) -> Distance:
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Value]], distance: Distance = nominal) -> float:
-    """Agreement of any number of annotators, each of whom may have judged some units only (Krippendorff 2011).
+    """Agreement of any number of annotators, who may have judged some units only (Krippendorff 2011).
 
     ``units``: the judgements of each unit; a unit with fewer than two is not pairable and left out. With n
     pairable judgements in all, m_u of them in unit u, alpha = 1 - D_o / D_e:
@@ -170,7 +174,9 @@ def krippendorff_alpha(units: Iterable[Sequence[Value]], distance: Distance = no
         return math.nan
     seen = sum(2 * _spread(unit, distance) / (len(unit) - 1) for unit in pairable) / n
     values = list(counts)
-    chance = 2 * sum(counts[a] * counts[b] * distance(a, b) for a, b in combinations(values, 2)) / (n * (n - 1))
+    chance = (
+        2 * sum(counts[a] * counts[b] * distance(a, b) for a, b in combinations(values, 2)) / (n * (n - 1))
+    )
     return math.nan if chance == 0 else 1.0 - seen / chance
 
 
@@ -191,9 +197,9 @@ def disagreement(unit: Sequence[Value], distance: Distance = nominal) -> float:
 def wilson_interval(hits: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a share of ``hits`` in ``n`` independent draws; (0, 1) for n = 0.
 
-    centre = (p + z^2/2n) / (1 + z^2/n), half width = z / (1 + z^2/n) sqrt(p (1 - p)/n + z^2/4n^2) (Wilson 1927).
-    Dimensionless, always inside [0, 1], and not of zero width for 0 or n hits. With z = 2, n = 4, all hits:
-    centre (1 + 1/2) / 2 = 0.75, half width 2/2 * sqrt(1/16) = 0.25:
+    centre = (p + z^2/2n) / (1 + z^2/n), half width = z / (1 + z^2/n) sqrt(p (1 - p)/n + z^2/4n^2) (Wilson,
+    1927). Dimensionless, always inside [0, 1], and not of zero width for 0 or n hits. With z = 2, n = 4, all
+    hits: centre (1 + 1/2) / 2 = 0.75, half width 2/2 * sqrt(1/16) = 0.25:
 
     >>> wilson_interval(4, 4, z=2)
     (0.5, 1.0)

@@ -1,8 +1,8 @@
 """From verdicts on single features to what a head is: group counts and the class of semanticity.
 
-A head's top features are judged one by one: each belongs to a group that its judge named, is an odd one out, or
-cannot be told. The group counts ("H0.5: duplicate token from 9/10 features") and the classes of the table of
-plausibly monosemantic heads follow from these verdicts (seed 001, sections "Overview of Attention Heads" and
+A head's top features are judged one by one: each belongs to a group that its judge named, is an odd one out,
+or cannot be told. The group counts ("H0.5: duplicate token from 9/10 features") and the classes of the table
+of plausibly monosemantic heads follow from these verdicts (seed 001, "Overview of Attention Heads" and
 "Discovering Plausibly Monosemantic Heads").
 """
 
@@ -84,7 +84,7 @@ def _class(counts: Sequence[int], rest: int) -> str:
 
 
 def semanticity(verdicts: Iterable[FeatureVerdict], same: Mapping[str, str] | None = None) -> str | None:
-    """The class of seed 001's table that verdicts on a head's features add up to; None where nothing is judged.
+    """The class of seed 001's table that verdicts on a head's features add up to; None where there are none.
 
     With n features judged, the largest group of n1 and the second of n2:
 
@@ -93,9 +93,9 @@ def semanticity(verdicts: Iterable[FeatureVerdict], same: Mapping[str, str] | No
     - ``bisemantic``: n1 + n2 = n with n2 > 1;
     - ``polysemantic``: everything else.
 
-    The first that holds counts, so 8 + 2 is nearly monosemantic. A feature that cannot be told might belong to
-    the largest group or to none: where these two readings of all such features give different classes, the head
-    is ``unclear``. ``same`` is as in :func:`group_counts`. One class per head: in the seed 14, 8 and 4 of 144.
+    The first that holds counts, so 8 + 2 is nearly monosemantic. A feature that cannot be told might belong
+    to the largest group or to none: where these two readings of all such features give different classes, the
+    head is ``unclear``. ``same`` is as in :func:`group_counts`. In the seed 14, 8 and 4 of 144 heads.
 
     >>> told = lambda *groups: [FeatureVerdict("s", i, "group", g) for i, g in enumerate(groups)]
     >>> semanticity(told(*["of"] * 10)), semanticity(told(*["of"] * 8, "on", "on"))
@@ -137,7 +137,8 @@ def semanticity_table(classes: Iterable[str | None]) -> tuple[ClassCount, ...]:
 
     Heads that were not judged (None) are in no row and not in the whole.
 
-    >>> [(r.semanticity, r.n, round(r.share, 3)) for r in semanticity_table(["bisemantic", None, "unclear"])][2:5:2]
+    >>> table = semanticity_table(["bisemantic", None, "unclear"])
+    >>> [(row.semanticity, row.n, row.share) for row in table if row.n]
     [('bisemantic', 1, 0.5), ('unclear', 1, 0.5)]
     """
     counts = Counter(one for one in classes if one is not None)

@@ -3,7 +3,8 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from atlas.db.review_models import Base
+from atlas.db import review_models as _review_models  # noqa: F401 (adds its tables to the metadata)
+from atlas.db.models import Base
 from atlas.errors import DatabaseError
 
 

@@ -11,7 +11,8 @@ from sqlalchemy import CheckConstraint, inspect, text
 from atlas.db import schema
 from atlas.db.annotations import load_head, save_head
 from atlas.db.engine import UnreachableError, close_engines, engine_for, parse_url
-from atlas.db.review_models import Base
+from atlas.db import review_models as _review_models  # noqa: F401 (adds its tables to the metadata)
+from atlas.db.models import Base
 from atlas.db.notes import HeadAnnotation
 from atlas.errors import AtlasError, ConfigError, DatabaseError
 from atlas.settings import load_settings

@@ -191,9 +191,7 @@ def annotators(settings: Settings, model: str) -> tuple[str, ...]:
         return tuple(sorted(session.scalars(query)))
 
 
-def put_feature(
-    session: Session, note: FeatureAnnotation, expected_version: int
-) -> FeatureAnnotation | None:
+def put_feature(session: Session, note: FeatureAnnotation, expected_version: int) -> FeatureAnnotation | None:
     """:func:`save_feature` within a transaction of the caller's; None where the version is another."""
     note = replace(note, tags=checked_words("tags", note.tags))
     check_feature(note)

@@ -80,7 +80,8 @@ class FeatureAnnotation:
         return f"{self.sae} feature {self.feature} by {self.annotator}"
 
 
-def _length(what: str, value: str, most: int, least: int = 0) -> None:
+def check_length(what: str, value: str, most: int, least: int = 0) -> None:
+    """ConfigError for a text that is too long or short, or that no database stores."""
     if not least <= len(value) <= most:
         raise ConfigError(f"{what} has {len(value)} characters; allowed: {least} to {most}")
     if "\0" in value:
@@ -93,18 +94,19 @@ def _words(what: str, values: Sequence[str]) -> tuple[str, ...]:
     if len(words) > MOST_WORDS:
         raise ConfigError(f"{what} has {len(words)} entries; allowed: at most {MOST_WORDS}")
     for word in words:
-        _length(f"{what} entry {word[:WORD_LENGTH]!r}", word, WORD_LENGTH, least=1)
+        check_length(f"{what} entry {word[:WORD_LENGTH]!r}", word, WORD_LENGTH, least=1)
     return words
 
 
-def _index(what: str, value: int, most: int) -> None:
+def check_index(what: str, value: int, most: int) -> None:
+    """ConfigError unless a layer, head or feature number is in [0, most]."""
     if not 0 <= value <= most:
         raise ConfigError(f"{what} {value} is not allowed; allowed: 0 to {most}")
 
 
 def check_name(what: str, value: str) -> None:
     """ConfigError unless a model, sae or annotator name has an allowed length and is not blank."""
-    _length(what, value, NAME_LENGTHS[what], least=1)
+    check_length(what, value, NAME_LENGTHS[what], least=1)
     if value != value.strip():
         raise ConfigError(f"{what} {value!r} begins or ends with a space; allowed: without")
 
@@ -128,9 +130,9 @@ def checked_verdicts(verdicts: Sequence[FeatureVerdict]) -> tuple[FeatureVerdict
     found: dict[tuple[str, int], FeatureVerdict] = {}
     for one in verdicts:
         check_name("sae", one.sae)
-        _index("feature", one.feature, 2**31 - 1)
+        check_index("feature", one.feature, 2**31 - 1)
         group = " ".join(one.group.split())
-        _length(f"group {group[:WORD_LENGTH]!r}", group, WORD_LENGTH)
+        check_length(f"group {group[:WORD_LENGTH]!r}", group, WORD_LENGTH)
         check_verdict(replace(one, group=group))
         if (one.sae, one.feature) in found:
             raise ConfigError(f"feature {one.feature} of {one.sae} has two verdicts; allowed: one")
@@ -142,11 +144,11 @@ def check_head(note: HeadAnnotation) -> None:
     """ConfigError naming the first field that holds what is not allowed."""
     check_name("model", note.model)
     check_name("annotator", note.annotator)
-    _index("layer", note.layer, 2**15 - 1)
-    _index("head", note.head, 2**15 - 1)
-    _length("label", note.label, LABEL_LENGTH)
-    _length("role", note.role, ROLE_LENGTH)
-    _length("notes", note.notes, NOTES_LENGTH)
+    check_index("layer", note.layer, 2**15 - 1)
+    check_index("head", note.head, 2**15 - 1)
+    check_length("label", note.label, LABEL_LENGTH)
+    check_length("role", note.role, ROLE_LENGTH)
+    check_length("notes", note.notes, NOTES_LENGTH)
     one_of("semanticity", note.semanticity, (*SEMANTICITY, None))
     one_of("confidence", note.confidence, (1, 2, 3, 4, 5, None))
     one_of("status", note.status, NOTE_STATUS)
@@ -158,7 +160,7 @@ def check_feature(note: FeatureAnnotation) -> None:
     """ConfigError naming the first field that holds what is not allowed."""
     check_name("sae", note.sae)
     check_name("annotator", note.annotator)
-    _index("feature", note.feature, 2**31 - 1)
-    _length("label", note.label, LABEL_LENGTH)
-    _length("notes", note.notes, NOTES_LENGTH)
+    check_index("feature", note.feature, 2**31 - 1)
+    check_length("label", note.label, LABEL_LENGTH)
+    check_length("notes", note.notes, NOTES_LENGTH)
     one_of("interpretability", note.interpretability, (*INTERPRETABILITY, None))

@@ -21,7 +21,8 @@ import atlas
 from atlas.db import log_models as _log_models  # noqa: F401 (adds its table to the metadata)
 from atlas.db import worker_models as _worker_models  # noqa: F401 (adds its table to the metadata)
 from atlas.db.engine import engine_for, forget_engine, hidden, parse_url, plain_errors, sqlite_file
-from atlas.db.review_models import Base
+from atlas.db import review_models as _review_models  # noqa: F401 (adds its tables to the metadata)
+from atlas.db.models import Base
 from atlas.errors import DatabaseError
 from atlas.settings import Settings
 

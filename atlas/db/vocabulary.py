@@ -38,7 +38,7 @@ def same_words(settings: Settings, model: str) -> dict[str, str]:
         rows = session.execute(
             select(GroupingMerge.word, GroupingMerge.stands_for).where(GroupingMerge.model == model)
         ).all()
-    direct = {word: other for word, other in rows}
+    direct = {row.word: row.stands_for for row in rows}
     return {word: resolve(word, direct) for word in sorted(direct)}
 
 
