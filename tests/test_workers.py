@@ -23,11 +23,12 @@ from atlas.db.leases import claim_step
 from atlas.db.owner import new_owner
 from atlas.db.runs import create_run, load_run, unsent_steps
 from atlas.errors import AtlasError, Cancelled, ConfigError, ConflictError
+from atlas.pipeline.retries import MAX_ATTEMPTS, is_transient
 from atlas.queue import BrokerError, make_app, send_ready, send_steps
 from atlas.settings import load_settings
 from tests.servers import broker, database, empty_database, postgres_server, redis_server, wait_until
 from tests.workers_plan import attempts, diamond, fake_plan, install, outputs, step, write_plan
-from workers.steps import MAX_ATTEMPTS, housekeep, is_transient, run_one
+from workers.steps import housekeep, run_one
 
 pytestmark = pytest.mark.server
 WORKER = Path(__file__).with_name("workers_plan.py")

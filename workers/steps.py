@@ -60,7 +60,8 @@ def _failed(settings: Settings, step: StepRow, owner: str, error: Exception) -> 
     """Record a failure and, if it may pass, send the step again after a while."""
     verdict = judge(error, step.attempts)
     if verdict.counts:
-        log.warning("step %s of %s failed (attempt %d): %s", step.name, step.run_id, step.attempts, verdict.text)
+        which = f"step {step.name} of {step.run_id} failed (attempt {step.attempts})"
+        log.warning("%s: %s", which, verdict.text)
     else:
         log.info("step %s of %s waits: %s", step.name, step.run_id, verdict.text)
     if not isinstance(error, AtlasError):

@@ -24,7 +24,8 @@ from atlas.db.states import FINISHED, RUN_MOVES, check_move, run_status
 from atlas.errors import ConfigError, ConflictError
 from atlas.settings import Settings
 
-LEASE_SECONDS = 60.0
+LEASE_SECONDS = 40.0
+"""A dead holder is noticed after this and one round of the housekeeping: within a minute."""
 ERROR_LENGTH = 4000
 MESSAGE_LENGTH = 500
 ACTIVE = ("pending", "running")

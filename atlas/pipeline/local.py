@@ -1,25 +1,37 @@
 """Carry out a plan in this process, step after step, recorded in the database like any other run."""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 
-from atlas.db.leases import cancel_step, claim_step, fail_step, finish_step, request_cancel
+from atlas.db.leases import (
+    LeaseLostError,
+    cancel_step,
+    claim_step,
+    fail_step,
+    finish_step,
+    request_cancel,
+)
 from atlas.db.owner import new_owner
 from atlas.db.progress import DbProgress
 from atlas.db.rows import RunRow
 from atlas.db.runs import create_run, load_run
 from atlas.db.schema import ensure_schema
-from atlas.errors import Cancelled, ConflictError
-from atlas.logs import explained
+from atlas.db.states import FINISHED
+from atlas.errors import AtlasError, Cancelled, ConflictError
 from atlas.pipeline.execute import current_steps, run_step, waiting_for
+from atlas.pipeline.interrupts import interruptible
 from atlas.pipeline.plan import Plan, Step
+from atlas.pipeline.retries import judge
 from atlas.progress import Progress
 from atlas.settings import Settings
 from atlas.units import unit_of
 
 log = logging.getLogger("atlas.build")
 
+POLL_SECONDS = 1.0
+"""How often a step that another process does is looked at."""
 Shown = Callable[[Step, int, int], AbstractContextManager[Progress]]
 
 
@@ -38,7 +50,8 @@ def run_local(plan: Plan, settings: Settings, shown: Shown) -> RunRow | None:
     """Do what is not current. Returns the run, or None if everything is current.
 
     ``shown(step, number, total)`` gives the progress display of a step. Ctrl-C cancels the run and keeps
-    what is finished; the same command goes on from there.
+    what is finished; the same command goes on from there. Failures that may pass are tried again, as workers
+    do; a step that another process of this run does is waited for.
 
     Raises:
         AtlasError: the first error of a step, after it has been recorded with the run.
@@ -47,33 +60,82 @@ def run_local(plan: Plan, settings: Settings, shown: Shown) -> RunRow | None:
     if not waiting:
         return None
     ensure_schema(settings)
-    run = create_run(settings, plan, executor="local", current=current_steps(plan, waiting))
+    run = begin(plan, settings, "local", waiting)
     log.info("run %s of release %s: %d steps to do", run.id, run.name, len(waiting))
-    owner = new_owner()
     for number, step in enumerate(waiting, 1):
         with shown(step, number, len(waiting)) as display:
-            _one(plan, step, settings, run.id, owner, display)
+            try:
+                _one(plan, step, settings, run.id, display)
+            except KeyboardInterrupt:
+                with suppress(ConflictError):  # the run has ended meanwhile
+                    request_cancel(settings, run.id)
+                raise Cancelled(f"run {run.id} was stopped; the same command goes on from here") from None
     return load_run(settings, run.id)
 
 
-def _one(plan: Plan, step: Step, settings: Settings, run_id: str, owner: str, display: Progress) -> None:
-    if claim_step(settings, run_id, step.name, owner) is None:
-        state = {s.name: s for s in load_run(settings, run_id).steps}[step.name]
-        if state.status in ("done", "skipped"):
+def begin(plan: Plan, settings: Settings, executor: str, waiting: Sequence[Step]) -> RunRow:
+    """Record a run whose outputs are protected from ``atlas gc`` from now on, or join it.
+
+    ``waiting`` is what was not current before; outputs that were removed since are made again.
+    """
+    while True:
+        run = create_run(settings, plan, executor=executor, current=current_steps(plan, waiting))
+        now = waiting_for(plan, settings)
+        if {step.name for step in now} <= {step.name for step in waiting}:
+            return run
+        waiting = now
+
+
+def _one(plan: Plan, step: Step, settings: Settings, run_id: str, display: Progress) -> None:
+    """One step to its end, here or in another process of the same run."""
+    while True:
+        owner = new_owner()
+        held = claim_step(settings, run_id, step.name, owner)
+        if held is None:
+            if _ended_elsewhere(settings, run_id, step.name, display):
+                return
+            time.sleep(POLL_SECONDS)
+            continue
+        try:
+            _work(plan, step, settings, run_id, owner, display)
+            finish_step(settings, run_id, step.name, owner)
             return
-        raise ConflictError(
-            f"step {step.name!r} of run {run_id} is {state.status} and held by {state.lease_owner}; "
-            "another process is building the same plan"
-        )
-    try:
-        unit = unit_of(step.kind, plan.config)
-        with DbProgress(settings, run_id, step.name, owner, kind=step.kind, unit=unit) as recorded:
-            run_step(plan, step.name, settings, _Both(display, recorded))
-    except (KeyboardInterrupt, Cancelled):
-        request_cancel(settings, run_id)
-        cancel_step(settings, run_id, step.name, owner)
-        raise Cancelled(f"run {run_id} was stopped; the same command goes on from here") from None
-    except Exception as error:
-        fail_step(settings, run_id, step.name, owner, explained(error))
-        raise
-    finish_step(settings, run_id, step.name, owner)
+        except (KeyboardInterrupt, Cancelled):
+            request_cancel(settings, run_id)
+            cancel_step(settings, run_id, step.name, owner)
+            raise Cancelled(f"run {run_id} was stopped; the same command goes on from here") from None
+        except LeaseLostError as error:
+            log.warning("%s", error)
+        except Exception as error:
+            verdict = judge(error, held.attempts)
+            fail_step(
+                settings, run_id, step.name, owner, verdict.text, retry=verdict.again, counts=verdict.counts
+            )
+            if not verdict.again:
+                raise
+            log.warning("step %s is tried again in %.0f s: %s", step.name, verdict.wait, verdict.text)
+            display.update(0, 1, f"again in {verdict.wait:.0f} s: {verdict.text}")
+            time.sleep(verdict.wait)
+
+
+def _work(plan: Plan, step: Step, settings: Settings, run_id: str, owner: str, display: Progress) -> None:
+    unit = unit_of(step.kind, plan.config)
+    with (
+        DbProgress(settings, run_id, step.name, owner, kind=step.kind, unit=unit) as recorded,
+        interruptible(recorded.wish),
+    ):
+        run_step(plan, step.name, settings, _Both(display, recorded))
+
+
+def _ended_elsewhere(settings: Settings, run_id: str, name: str, display: Progress) -> bool:
+    """Whether a step that cannot be claimed is finished; raises what ended it otherwise."""
+    run = load_run(settings, run_id)
+    step = next(row for row in run.steps if row.name == name)
+    if step.status in FINISHED:
+        return True
+    if run.cancel_requested or step.status == "cancelled":
+        raise Cancelled(f"run {run_id} was stopped; the same command goes on from here")
+    if step.status == "failed":
+        raise AtlasError(f"step {name!r} of run {run_id} failed elsewhere: {step.error}")
+    display.update(step.done, max(step.total, 1), f"{step.status} in another process")
+    return False
