@@ -1,5 +1,7 @@
 """``atlas users``: who may log in to the app, and as what."""
 
+import sys
+
 import click
 
 from atlas.access import ROLES
@@ -13,8 +15,8 @@ _ROLE = click.Choice(ROLES)
 def _password(from_stdin: bool) -> str:
     """A new password: asked for twice without showing it, or one line of standard input."""
     if from_stdin:
-        line: str = click.get_text_stream("stdin").readline()
-        if not line.endswith("\n") and not line:
+        line = sys.stdin.readline()
+        if not line:
             raise ConfigError("standard input holds no password; give one line")
         return line.rstrip("\r\n")
     asked: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
