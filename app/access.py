@@ -15,6 +15,7 @@ from atlas.settings import Settings, load_settings
 
 COOKIE = "atlas_session"
 LOGIN = "/login"
+READ_ONLY = "Your role is reader: you see everything and write nothing. An admin can change that."
 
 
 def current() -> Actor | None:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app import notes
+from app import access, notes
+from app.access import READ_ONLY
 from app.colours import SEMANTICITY
 from app.components import draw
 from app.notes import Draft
@@ -137,6 +138,10 @@ def _reopen(draft: Draft[HeadAnnotation]) -> None:
 
 def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, int]]) -> None:
     """The form for one head; every change is kept as a draft, Save marks the head as done."""
+    if not access.can("annotate"):
+        st.caption(READ_ONLY)
+        _others(scope, place, "")
+        return
     draft = notes.head_draft(scope.settings, scope.model.model, place.layer, place.head, who)
     draft.open()
     notes.show_state(draft)

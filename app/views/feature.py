@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import streamlit as st
 
-from app import families, feature_charts, feature_evidence, navigation, notes, state, style
+from app import access, families, feature_charts, feature_evidence, navigation, notes, state, style
 from app.components import draw
 from app.components.payload import Texts, example, rounded
 from app.state import Scope
@@ -144,6 +144,9 @@ def example_data(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) ->
 
 
 def _form(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
+    if not access.can("annotate"):
+        st.caption(access.READ_ONLY)
+        return
     draft = notes.feature_draft(scope.settings, ref.sae, number, who)
     draft.open()
     save = draft.autosave
