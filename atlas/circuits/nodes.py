@@ -51,8 +51,8 @@ class Node:
 
     id: str
     kind: str
-    """feature (of an attention SAE; split by source position), source (by residual features, or by component in
-    a layer without residual SAE), residual (by component), attn (a layer, by its features or else heads)."""
+    """feature (of an attention SAE; split by source position), source (by residual features, or by component
+    in a layer without residual SAE), residual (by component), attn (a layer; by features, else heads)."""
     position: int
     layer: int
     value: float

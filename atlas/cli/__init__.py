@@ -10,6 +10,8 @@ import click
 
 from atlas import __version__
 from atlas.errors import AtlasError, Cancelled
+from atlas.logs import redact, set_up_logging
+from atlas.settings import load_settings
 
 COMMANDS = {
     "build": "atlas.cli.build",
@@ -21,11 +23,14 @@ COMMANDS = {
     "sql": "atlas.cli.sql",
     "report": "atlas.cli.report",
     "study": "atlas.cli.study",
+    "circuit": "atlas.cli.circuit",
     "schema": "atlas.cli.schema",
     "releases": "atlas.cli.releases",
     "verify": "atlas.cli.verify",
     "status": "atlas.cli.status",
+    "logs": "atlas.cli.logs",
     "cancel": "atlas.cli.status",
+    "retry": "atlas.cli.retry",
     "worker": "atlas.cli.worker",
     "db": "atlas.cli.db",
     "users": "atlas.cli.users",
@@ -59,6 +64,7 @@ def main() -> None:
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     try:
+        set_up_logging(load_settings())
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
@@ -70,6 +76,6 @@ def main() -> None:
         click.echo(str(error), err=True)
         sys.exit(130)
     except AtlasError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {redact(str(error))}", err=True)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
