@@ -17,7 +17,7 @@ def run(*arguments):
 def test_it_serves_quietly_and_tells_nobody():
     line = command.streamlit_command(8600, "0.0.0.0")
     assert line[1:4] == ["-m", "streamlit", "run"]
-    assert line[-1].endswith("main.py")
+    assert line[-1].endswith("server.py")
     for flag in ("--server.port=8600", "--server.address=0.0.0.0", "--browser.gatherUsageStats=false"):
         assert flag in line
 

@@ -34,11 +34,11 @@ _QUIET = {
 
 
 def main_file() -> Path:
-    """The app's entry point; ConfigError where the app is not installed."""
+    """The script of the app's pages; ConfigError where the app is not installed."""
     found = find_spec("app")
     if found is None or found.origin is None:
         raise ConfigError("package 'app' is not installed; install head-atlas as a whole")
-    return Path(found.origin).with_name("server.py")
+    return Path(found.origin).with_name("main.py")
 
 
 def streamlit_command(port: int, address: str) -> list[str]:
@@ -49,7 +49,7 @@ def streamlit_command(port: int, address: str) -> list[str]:
     """
     flags = [f"--{name}={value}" for name, value in _QUIET.items()]
     place = [f"--server.port={port}", f"--server.address={address}"]
-    return [sys.executable, "-m", "streamlit", "run", *place, *flags, str(main_file())]
+    return [sys.executable, "-m", "streamlit", "run", *place, *flags, str(main_file().with_name("server.py"))]
 
 
 def _check_access(settings: Settings, address: str) -> None:
