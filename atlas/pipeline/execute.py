@@ -1,7 +1,8 @@
 """Run one step of a plan: once, whole, and only if its output is not there.
 
 The output is written under a temporary name and renamed; a lock keeps a second process from doing the same
-step. What a step saves on its way (a training checkpoint) lies beside, and goes when the step is done.
+step. What a step saves on its way (a training checkpoint) lies beside, and goes when the step is done. With a
+lake (``ATLAS_LAKE_URL``) inputs are copied from there first and the output counts once it is there.
 """
 
 import json
@@ -12,10 +13,12 @@ from pathlib import Path
 
 from atlas.errors import StoreError
 from atlas.pipeline.plan import Plan, Step
+from atlas.pipeline.sharing import NOT_SHARED, Shared, shared_of
 from atlas.progress import Progress
 from atlas.settings import Settings
-from atlas.store import release
-from atlas.store.atomic import WORK_PREFIX, atomic_dir, discard, lock
+from atlas.store import published
+from atlas.store.atomic import atomic_dir, discard, lock, sweep_for
+from atlas.store.lake.errors import LakeUnreachableError
 
 RELEASE_NOTE, INVENTORY = "release.json", "files.json"
 
@@ -30,11 +33,14 @@ class Context:
     out: Path
     scratch: Path
     progress: Progress
+    shared: Shared = NOT_SHARED
+    """Where inputs come from that are not on this disk."""
 
     def input(self, name: str) -> Path:
         """Folder of a finished step that this one needs."""
         path = output_of(self.plan.step(name), self.settings)
-        if not _complete(path):
+        self.shared.bring(path, is_complete)
+        if not is_complete(path):
             raise StoreError(
                 f"step {self.step.name!r} needs {name!r}, whose output {str(path)!r} is missing or damaged"
             )
@@ -55,15 +61,19 @@ def output_of(step: Step, settings: Settings) -> Path:
 
 def is_current(step: Step, settings: Settings) -> bool:
     """Whether the step's output is there; for ``publish``, whether that release is the current one."""
-    folder = output_of(step, settings)
-    if not _complete(folder):
+    folder, shared = output_of(step, settings), shared_of(settings)
+    if not shared.has(folder, is_complete):
         return False
     if step.kind != "publish":
         return True
+    shared.bring(folder, is_complete)
     try:
         note = json.loads((folder / RELEASE_NOTE).read_text(encoding="utf8"))
-        info = release.current(settings.releases, note["name"])
-        return bool(info.digest == note["digest"] and info.path.stat().st_size == note["bytes"])
+        info = published.current(settings, note["name"], fresh=True)
+        size = info.path.stat().st_size if info.size is None else info.size
+        return bool(info.digest == note["digest"] and size == note["bytes"])
+    except LakeUnreachableError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, StoreError):
         return False
 
@@ -73,7 +83,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
 
 
-def _complete(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a step's output holds the files it was published with, each of its size."""
     try:
         return bool(json.loads((folder / INVENTORY).read_text(encoding="utf8")) == _sizes(folder))
@@ -95,16 +105,16 @@ def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> N
         return
     final = output_of(step, settings)
     scratch = settings.steps / f".scratch-{step.folder}"
-    with lock(settings.steps / f".lock-{step.folder}"):
-        if is_current(step, settings):
+    with lock(settings.steps / f".lock-{step.folder}"), shared_of(settings).working(final, scratch) as shared:
+        if is_current(step, settings) or (step.kind != "publish" and shared.give(final, is_complete)):
             return
-        for left in settings.steps.glob(f"{WORK_PREFIX}{final.name}-*"):
-            discard(left)
+        sweep_for(final)
         # A release that is no longer the current one, or an output that somebody damaged.
         discard(final)
         with atomic_dir(final) as work:
-            STEPS[step.kind](Context(plan, step, settings, work, scratch, progress))
+            STEPS[step.kind](Context(plan, step, settings, work, scratch, progress, shared))
             (work / INVENTORY).write_text(json.dumps(_sizes(work)), encoding="utf8")
+        shared.give(final, is_complete, replace=step.kind == "publish")
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ hidden name nor a changed final name.
 
 import errno
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -39,6 +40,12 @@ def work_path(final: Path) -> Path:
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written in ``folder``; only for who holds the folder's lock."""
     for path in folder.glob(f"{WORK_PREFIX}*"):
+        discard(path)
+
+
+def sweep_for(final: Path) -> None:
+    """Remove what killed processes left half-written of ``final``; only for who holds its lock."""
+    for path in final.parent.glob(f"{WORK_PREFIX}{glob.escape(final.name)}-*"):
         discard(path)
 
 
@@ -133,19 +140,48 @@ def _rename_dir(work: Path, final: Path) -> None:
 def lock(path: Path) -> Iterator[None]:
     """Hold the exclusive lock of ``path`` for the block; it ends with the process, however that ends.
 
-    Raises ConflictError naming the process that holds it. The lock file itself stays: removing it would
-    let two processes lock two files of one name.
+    Raises ConflictError naming the process that holds it. The lock file itself stays, until :func:`unlock`.
     """
     path = Path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _locked(path)
     try:
-        _take(descriptor, path)
         yield
         os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def unlock(path: Path) -> None:
+    """Remove the file of a lock, only for who holds it."""
+    discard(path)
+
+
+def _locked(path: Path) -> int:
+    """The file at ``path``, opened and locked.
+
+    Who held it before may have removed it between our opening and our locking; then others would lock
+    another file of the same name, so we look for that one.
+    """
+    while True:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _take(descriptor, path)
+            if _at(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _take(descriptor: int, path: Path) -> None:

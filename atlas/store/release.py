@@ -36,6 +36,12 @@ class ReleaseInfo:
     created: str
     """UTC, ISO 8601."""
     current: bool
+    size: int | None = None
+    """Bytes of the file, where they are known without it."""
+    rows: int | None = None
+    """Rows of all tables, where they are known without the file."""
+    note: str = ""
+    """What a reader should know: that the lake does not answer and this is a copy made before."""
 
     @property
     def label(self) -> str:

@@ -57,7 +57,7 @@ def changed_at(info: Mapping[str, Any]) -> float:
     return 0.0
 
 
-def lake_of(settings: Settings) -> tuple[str, dict[str, Any]]:
+def lake_url_of(settings: Settings) -> tuple[str, dict[str, Any]]:
     """URL and storage options of the lake; ConfigError when none is set."""
     if settings.lake_url is None:
         raise ConfigError("ATLAS_LAKE_URL is not set; allowed: s3://BUCKET/PREFIX, another URL, or /FOLDER")
