@@ -177,6 +177,17 @@ def formatter(log_format: str) -> logging.Formatter:
     return JsonLines() if log_format == "json" else TextLines()
 
 
+class _Stderr(logging.Handler):
+    """Writes to what standard error is now, not to what it was when the handler was made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 (logging never ends the work)
+            self.handleError(record)
+
+
 def set_up_logging(settings: Settings, *, service: bool = False) -> None:
     """Send this process's log to standard error.
 
@@ -184,13 +195,14 @@ def set_up_logging(settings: Settings, *, service: bool = False) -> None:
     person's terminal, where bars are drawn, warnings alone.
     """
     chosen = settings.log_format is not None or service
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(formatter(settings.log_format or "text"))
     handler.setLevel(settings.log_level if chosen else logging.WARNING)
+    if not chosen:
+        handler.addFilter(lambda record: record.name != "py.warnings")
     root = logging.getLogger()
-    for old in [h for h in root.handlers if getattr(h, "of_atlas", False)]:
+    for old in [h for h in root.handlers if isinstance(h, _Stderr)]:
         root.removeHandler(old)
-    handler.of_atlas = True  # type: ignore[attr-defined]
     root.addHandler(handler)
     logging.getLogger("atlas").setLevel(settings.log_level)
     if service:

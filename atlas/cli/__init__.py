@@ -32,6 +32,8 @@ COMMANDS = {
     "cancel": "atlas.cli.status",
     "retry": "atlas.cli.retry",
     "worker": "atlas.cli.worker",
+    "workers": "atlas.cli.workers",
+    "gc": "atlas.cli.gc",
     "db": "atlas.cli.db",
     "users": "atlas.cli.users",
 }

@@ -3,15 +3,18 @@
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from atlas.configs import ARCHITECTURES, BuildConfig
 from atlas.errors import ConfigError
 from atlas.plain import from_plain, to_plain
-from atlas.settings import load_settings
+from atlas.settings import Settings, load_settings
 from atlas.sweeps import expand_sweeps, read_sweep
+
+if TYPE_CHECKING:
+    from atlas.pipeline.plan import Plan
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
@@ -109,15 +112,42 @@ FLAGS = {
 @click.option("--analysis-blocks", type=int, help="Blocks that the tables summarise.")
 @click.option("--seed", type=int, help="Seed of training.")
 @click.option("--release", help="Name of the release; the model's name by default.")
-@click.option("--dry-run", is_flag=True, help="Print the steps and which are current; do nothing.")
-def build(config_file: Path | None, dry_run: bool, **flags: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Print the steps with what each would cost; do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: as JSON.")
+@click.option(
+    "--flops",
+    metavar="RATE",
+    help="With --dry-run: times at so many FLOP per second (2e14), or at the rate 'measured' here.",
+)
+@click.option(
+    "--detach", is_flag=True, help="Return at once; the build goes on by itself (see atlas status)."
+)
+def build(config_file: Path | None, detach: bool, **flags: Any) -> None:
     """Train SAEs, evaluate them, make the tables and publish a release.
 
-    CONFIG_FILE is a TOML file (see docs/build.md); flags override it. Run again, it does only what is not
-    current; interrupted, it goes on where it was. With ATLAS_BROKER_URL set, workers do the work.
+    CONFIG_FILE is a TOML file (see docs/build.md), or JSON as a run keeps it; flags override it. Run again,
+    it does only what is not current; interrupted, it goes on where it was. With ATLAS_BROKER_URL set,
+    workers do the work.
     """
-    config = BuildConfig.from_toml(config_file) if config_file else BuildConfig()
-    run_build(with_flags(config, flags), dry_run=dry_run)
+    dry_run, as_json, rate = (flags.pop(name) for name in ("dry_run", "as_json", "flops"))
+    config = with_flags(_read_config(config_file), flags)
+    if dry_run:
+        from atlas.cli.dry_run import read_rate, show_plan
+
+        show_plan(config, load_settings(), as_json=as_json, rate=read_rate(rate))
+    else:
+        run_build(config, detach=detach)
+
+
+def _read_config(path: Path | None) -> BuildConfig:
+    if path is None:
+        return BuildConfig()
+    if path.suffix != ".json":
+        return BuildConfig.from_toml(path)
+    try:
+        return BuildConfig.from_json(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error}") from None
 
 
 def with_flags(config: BuildConfig, flags: dict[str, Any]) -> BuildConfig:
@@ -161,24 +191,27 @@ def _read(given: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def run_build(config: BuildConfig, *, dry_run: bool = False) -> None:
-    """Plan and carry out a build here or, with a broker, through workers."""
+def run_build(config: BuildConfig, *, dry_run: bool = False, detach: bool = False) -> None:
+    """Plan and carry out a build here or, with a broker, through workers; ``detach``: do not wait for it."""
     from atlas.pipeline.execute import current_steps, waiting_for
     from atlas.pipeline.plan import make_plan
     from atlas.store.release import current
 
     settings = load_settings()
+    if dry_run:
+        from atlas.cli.dry_run import show_plan
+
+        show_plan(config, settings)
+        return
     plan = make_plan(config, settings)
     waiting = waiting_for(plan, settings)
     done = current_steps(plan, waiting)
-    if dry_run:
-        for step in plan.steps:
-            state = "current" if step.name in done else "to do"
-            click.echo(f"{state:8} {step.queue:4} {step.name:32} {step.digest[:16]}")
-        return
     started = time.monotonic()
     if not waiting:
         click.echo("everything is current", err=True)
+    elif detach:
+        _detach(plan, settings, done)
+        return
     elif settings.broker_url is not None:
         from atlas.cli.worker import submit, wait
 
@@ -190,3 +223,16 @@ def run_build(config: BuildConfig, *, dry_run: bool = False) -> None:
         run_local(plan, settings, step_display)
     info = current(settings.releases, config.release_name)
     click.echo(f"release {info.label}: {info.path} ({time.monotonic() - started:.0f} s)")
+
+
+def _detach(plan: "Plan", settings: Settings, done: set[str]) -> None:
+    """Hand the plan to the workers, or to a process of its own."""
+    if settings.broker_url is not None:
+        from atlas.cli.worker import submit
+
+        click.echo(f"run {submit(plan, settings, current=done)} goes on in the workers; look: atlas status")
+        return
+    from atlas.launch import launch
+
+    started = launch(settings, plan.config)
+    click.echo(f"the build goes on as process {started.pid}, which writes {started.log}; look: atlas status")

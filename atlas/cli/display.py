@@ -15,7 +15,9 @@ from rich.progress import (
 )
 
 from atlas.pipeline.plan import Step
+from atlas.progress import NullProgress
 from atlas.progress import Progress as AtlasProgress
+from atlas.settings import load_settings
 
 _LINE_SECONDS = 10.0
 
@@ -56,6 +58,10 @@ def display(name: str) -> Iterator[AtlasProgress]:
     """The display of any long work, under a name."""
     console = Console(stderr=True)
     started = time.monotonic()
+    if load_settings().log_format is not None:
+        # Each step says itself, in lines of the chosen form, how far it is.
+        yield NullProgress()
+        return
     if not console.is_terminal:
         yield _Lines(console, name)
     else:

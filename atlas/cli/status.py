@@ -1,7 +1,10 @@
 """``atlas status`` and ``atlas cancel``: what runs, how far it is, and how to stop it."""
 
+import json
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import click
 from rich.console import Console, Group
@@ -111,6 +114,18 @@ def run_view(run: RunRow) -> Group:
     return Group(*parts)
 
 
+def as_fields(run: RunRow) -> dict[str, Any]:
+    """A run as plain values: times in ISO 8601, its config as a table, each step with its time left."""
+    fields = asdict(run) | {"config": json.loads(run.config_json)}
+    del fields["config_json"]
+    for step, row in zip(fields["steps"], run.steps, strict=True):
+        step["seconds_left"] = row.seconds_left
+    moments = {name: value.isoformat() for name, value in fields.items() if isinstance(value, datetime)}
+    for step in fields["steps"]:
+        step.update({name: v.isoformat() for name, v in step.items() if isinstance(v, datetime)})
+    return fields | moments
+
+
 def runs_view(runs: list[RunRow]) -> Table | Text:
     """The most recent runs, a line each."""
     if not runs:
@@ -138,9 +153,14 @@ def _view(settings: Settings, run_id: str | None) -> tuple[Group | Table | Text,
 @click.command()
 @click.argument("run", required=False)
 @click.option("--watch", is_flag=True, help="Keep the view up to date until the run ends or Ctrl-C.")
-def status(run: str | None, watch: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="As JSON: a list of runs, or one run with its steps.")
+def status(run: str | None, watch: bool, as_json: bool) -> None:
     """Show the recent runs, or the steps of one RUN."""
     settings = load_settings()
+    if as_json:
+        found = [as_fields(one) for one in list_runs(settings)] if run is None else None
+        click.echo(json.dumps(as_fields(load_run(settings, run)) if run is not None else found, default=str))
+        return
     console = Console()
     view, alive = _view(settings, run)
     if not watch:

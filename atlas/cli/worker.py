@@ -13,7 +13,9 @@ from atlas.cli.status import NO_WORKER, no_worker_yet, run_view
 from atlas.db.rows import PlanLike, RunRow
 from atlas.db.runs import create_run, load_run
 from atlas.db.schema import ensure_schema
+from atlas.db.states import QUEUES
 from atlas.errors import AtlasError, Cancelled
+from atlas.logs import set_up_logging
 from atlas.queue import make_app, parse_queues, send_ready, shown_broker
 from atlas.settings import Settings, load_settings
 
@@ -21,7 +23,9 @@ POLL_SECONDS = 0.5
 
 
 @click.command()
-@click.option("--queues", default="cpu,gpu,io", show_default=True, help="Queues to serve, comma-separated.")
+@click.option(
+    "--queues", default=",".join(QUEUES), show_default=True, help="Queues to serve, comma-separated."
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(min=1),
@@ -36,7 +40,7 @@ def worker(queues: str, concurrency: int, name: str | None) -> None:
     names = parse_queues(queues)
     app = make_app(settings, include=("workers.tasks",))
     ensure_schema(settings)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging(settings, service=True)
     # Each message and its end are logged by us, with the run and the step; Celery's own lines say no more.
     for logger in ("celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(logger).setLevel(logging.WARNING)
