@@ -18,10 +18,12 @@ from click.testing import CliRunner
 
 from atlas.cli.status import cancel, status
 from atlas.cli.worker import submit, wait, worker
+from atlas.cli.workers import workers as workers_command
 from atlas.db.engine import UnreachableError, close_engines
-from atlas.db.leases import claim_step
+from atlas.db.leases import claim_step, request_cancel
 from atlas.db.owner import new_owner
 from atlas.db.runs import create_run, load_run, unsent_steps
+from atlas.db.workers import list_workers
 from atlas.errors import AtlasError, Cancelled, ConfigError, ConflictError
 from atlas.pipeline.retries import MAX_ATTEMPTS, is_transient
 from atlas.queue import BrokerError, make_app, send_ready, send_steps
@@ -222,7 +224,7 @@ def test_a_bug_is_final_and_recorded(settings, fake_pipeline):
     write_plan(settings, plan)
     run_id = submit(plan, settings)
     assert run_one(settings, run_id, "a") == "failed"
-    assert load_run(settings, run_id).steps[0].error == "TypeError: a bug\nof two lines"
+    assert load_run(settings, run_id).steps[0].error == "TypeError: a bug of two lines"
 
 
 def test_a_passing_failure_is_tried_again(settings, fake_pipeline):
@@ -353,3 +355,51 @@ def test_wrong_worker_options(options, environment, message):
     result = CliRunner().invoke(worker, options, env=environment)
     assert isinstance(result.exception, ConfigError)
     assert message in str(result.exception)
+
+
+def test_a_worker_that_ends_hands_its_step_back_at_once(settings, workers):
+    plan = fake_plan(diamond(a="slow:60"))
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    first = workers()
+    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0)
+    first.terminate()
+    assert first.wait(20) == 0
+    step_a = load_run(settings, run_id).steps[0]
+    assert (step_a.status, step_a.attempts) == ("ready", 0)
+    assert "handed back: its worker ends" in step_a.error
+    assert list_workers(settings) == []
+    write_plan(settings, fake_plan())  # the second time it is quick
+    workers()
+    wait_until("the run ends", ended(settings, run_id), 60)
+    assert load_run(settings, run_id).status == "done"
+    assert attempts(settings).count("a") == 2
+
+
+def test_a_silent_step_stops_within_seconds(settings, workers):
+    plan = fake_plan([step("a", do="silent:60")])
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    workers()
+    wait_until("a runs", lambda: attempts(settings) == ["a"])
+    request_cancel(settings, run_id)
+    wait_until("the run ends", ended(settings, run_id), 10)
+    assert states(settings, run_id) == {"a": "cancelled"}
+
+
+def test_workers_say_what_they_are(settings, workers):
+    plan = fake_plan([step("a", do="slow:60")])
+    write_plan(settings, plan)
+    run_id = submit(plan, settings)
+    process = workers("--name", "one", "--queues", "cpu,interactive")
+    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0)
+    (row,) = list_workers(settings)
+    assert row.name == f"one@{socket.gethostname()}"
+    assert (row.pid, row.alive, row.concurrency) == (process.pid, True, 1)
+    assert set(row.queues) == {"cpu", "interactive"}
+    assert row.device.startswith(("cpu, ", "cuda"))
+    assert row.steps == (f"{run_id} a",)
+    said = CliRunner().invoke(workers_command, env={"ATLAS_HOME": str(settings.home), "COLUMNS": "300"})
+    assert all(word in said.output for word in ("one@", "cpu,interactive", f"{run_id} a", "alive"))
+    later = datetime.now(UTC) + timedelta(seconds=61)
+    assert [(w.alive, w.steps) for w in list_workers(settings, now=later)] == [(False, ())]

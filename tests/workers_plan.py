@@ -2,7 +2,7 @@
 
 ``install()`` puts modules in the place of ``atlas.pipeline.plan`` and ``atlas.pipeline.execute``. What a step
 does is in ``plan.json`` in the home folder, so that a worker process reads the same plan as the test:
-rows of ``name needs queue do``; ``do`` is one of ok, slow:SECONDS, bug, bad_input,
+rows of ``name needs queue do``; ``do`` is one of ok, slow:SECONDS, silent:SECONDS, bug, bad_input,
 flaky:TIMES, die:TIMES, busy:TIMES.
 Every attempt appends a line to ``attempts.log``; every success writes ``out/NAME``.
 """
@@ -86,6 +86,8 @@ def run_step(plan, name, settings, progress):
     tries = attempts(settings).count(name)
     _report(step, progress)
     verb, _, argument = step.do.partition(":")
+    if verb == "silent":
+        time.sleep(float(argument))
     if verb == "bug":
         raise TypeError("a bug\nof two lines")
     if verb == "bad_input":

@@ -5,6 +5,9 @@ the work goes on. A lease that ran out, or whose holder's process is gone, can b
 therefore be delivered more than once; what happens is decided here. The executor of this process and the
 workers of a cluster call the same functions.
 
+Times are the database's. Should its clock be set back, a lease would seem to hold for longer than any lease
+may: it counts as run out too. Its holder, if it lives, hears at its next report that it was replaced.
+
 Locks are always taken run first, then step, so that two transactions never wait for each other.
 """
 
@@ -26,6 +29,8 @@ from atlas.settings import Settings
 
 LEASE_SECONDS = 40.0
 """A dead holder is noticed after this and one round of the housekeeping: within a minute."""
+MOST_SECONDS = 600.0
+"""Nobody holds a lease that ends later than this from now."""
 ERROR_LENGTH = 4000
 MESSAGE_LENGTH = 500
 ACTIVE = ("pending", "running")
@@ -92,7 +97,9 @@ def claim_step(
 
 def _take_lease(session: Session, step: RunStep, owner: str, now: datetime, seconds: float) -> bool:
     """The conditional UPDATE: of several claimers exactly one changes a row."""
-    free = [RunStep.status == "ready", and_(RunStep.status == "running", RunStep.lease_until < now)]
+    late = now + timedelta(seconds=MOST_SECONDS)
+    over = or_(RunStep.lease_until < now, RunStep.lease_until > late)
+    free = [RunStep.status == "ready", and_(RunStep.status == "running", over)]
     if step.lease_owner is not None and is_dead(step.lease_owner):
         free.append(and_(RunStep.status == "running", RunStep.lease_owner == step.lease_owner))
     won = changed(
@@ -277,7 +284,8 @@ def skip_steps(session: Session, run: Run, names: Collection[str], now: datetime
 
 def _left(step: RunStep, now: datetime) -> bool:
     """Whether nobody works on a running step any more."""
-    expired = step.lease_until is not None and step.lease_until < now
+    late = now + timedelta(seconds=MOST_SECONDS)
+    expired = step.lease_until is not None and not now <= step.lease_until <= late
     return expired or (step.lease_owner is not None and is_dead(step.lease_owner))
 
 

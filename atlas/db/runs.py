@@ -176,12 +176,14 @@ def mark_enqueued(settings: Settings, run_id: str, names: Collection[str]) -> No
 def unsent_steps(settings: Settings, *, resend_after: float) -> list[StepRow]:
     """Ready steps of queued runs for which no message was sent, or none for ``resend_after`` seconds."""
     with reading(settings) as session:
-        old = clock(session) - timedelta(seconds=resend_after)
+        now, patience = clock(session), timedelta(seconds=resend_after)
+        sent = RunStep.enqueued_at
         query = (
             select(RunStep)
             .join(Run, Run.id == RunStep.run_id)
             .where(Run.executor == "queue", Run.status.in_(ACTIVE), RunStep.status == "ready")
-            .where(or_(RunStep.enqueued_at.is_(None), RunStep.enqueued_at < old))
+            # Sent in the future: the clock was set back since.
+            .where(or_(sent.is_(None), sent < now - patience, sent > now + patience))
         )
         return [step_row(row) for row in session.scalars(query)]
 
@@ -191,3 +193,27 @@ def active_runs(settings: Settings, *, executor: str) -> list[RunRow]:
     query = select(Run).where(Run.executor == executor, Run.status.in_(ACTIVE)).order_by(Run.created_at)
     with reading(settings) as session:
         return [run_row(row) for row in session.scalars(query)]
+
+
+def wanted_outputs(settings: Settings) -> set[tuple[str, str]]:
+    """(kind, digest) of the steps that runs under way need, and those of each release's newest runs.
+
+    The newest run of a release name, however it ended, is the one to be gone on with; the newest that was
+    done made what is published now.
+    """
+    with reading(settings) as session:
+        runs = session.execute(
+            select(Run.id, Run.name, Run.status).order_by(Run.created_at.desc(), Run.id.desc())
+        )
+        kept: dict[tuple[str, str], str] = {}
+        for run_id, name, status in runs:
+            if status in ACTIVE:
+                kept["active", run_id] = run_id
+            kept.setdefault(("newest", name), run_id)
+            if status == "done":
+                kept.setdefault(("done", name), run_id)
+        where = RunStep.run_id.in_(set(kept.values()))
+        return {
+            (kind, digest)
+            for kind, digest in session.execute(select(RunStep.kind, RunStep.digest).where(where))
+        }
