@@ -1,17 +1,21 @@
 """The form in which a person says what a head does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import streamlit as st
 
-from app import access, notes
+from app import access, blind, note_history, notes
 from app.access import READ_ONLY
 from app.colours import SEMANTICITY
 from app.components import draw
 from app.notes import Draft
 from app.state import Scope, plain
-from atlas.db import annotations, vocabulary
+from app.talk import talk
+from app.verdicts import verdict_list
+from atlas.db import adjudication, annotations, vocabulary
 from atlas.db.notes import LABEL_LENGTH, MOST_WORDS, NOTES_LENGTH, HeadAnnotation
+from atlas.db.places import HeadPlace
+from atlas.judging import group_counts
 
 FAMILIES = (
     "induction", "previous token", "duplicate token", "successor", "copy suppression", "single token",
@@ -39,6 +43,8 @@ class Place:
     head: int
     n_heads: int
     n_all: int
+    walk: tuple[tuple[int, int], ...] = ()
+    """Every head in the order in which to go through them; empty = by layer and head."""
 
     @property
     def name(self) -> str:
@@ -46,9 +52,13 @@ class Place:
         return f"L{self.layer}H{self.head}"
 
     def step(self, by: int) -> "Place":
-        """The head that many places on, in reading order, round the end."""
-        layer, head = divmod((self.layer * self.n_heads + self.head + by) % self.n_all, self.n_heads)
-        return Place(layer, head, self.n_heads, self.n_all)
+        """The head that many places on, in the order of the walk, round the end."""
+        if self.walk:
+            at = self.walk.index((self.layer, self.head))
+            layer, head = self.walk[(at + by) % self.n_all]
+        else:
+            layer, head = divmod((self.layer * self.n_heads + self.head + by) % self.n_all, self.n_heads)
+        return replace(self, layer=layer, head=head)
 
     def next_open(self, done: set[tuple[int, int]]) -> "Place":
         """The next head that is not done; the very next one if all are."""
@@ -69,45 +79,58 @@ def _options(current: list[str], known: tuple[str, ...], suggested: tuple[str, .
     return list(dict.fromkeys([*current, *known, *suggested]))
 
 
-def _fields(draft: Draft[HeadAnnotation], scope: Scope) -> None:
-    save = draft.autosave
+def _label(draft: Draft[HeadAnnotation]) -> None:
     st.text_input(
-        "Label", key=draft.key("label"), on_change=save, live="700ms", max_chars=LABEL_LENGTH,
+        "Label", key=draft.key("label"), on_change=draft.autosave, live="700ms", max_chars=LABEL_LENGTH,
         placeholder="what this head does, in a few words",
     )  # fmt: skip
-    st.pills(
-        "Semanticity", list(MEANINGS), key=draft.key("semanticity"), on_change=save,
-        format_func=lambda name: SEMANTICITY[name].name,
-        help="\n".join(f"- **{SEMANTICITY[k].name}**: {v}" for k, v in MEANINGS.items()),
-    )  # fmt: skip
+
+
+def _what_it_is(draft: Draft[HeadAnnotation], scope: Scope) -> None:
+    save = draft.autosave
     known = vocabulary.known_groupings(scope.settings, scope.model.model)
     st.multiselect(
-        "Groupings of its top features", _options(draft.get("groupings") or [], known, FAMILIES),
-        key=draft.key("groupings"), on_change=save, accept_new_options=True, max_selections=MOST_WORDS,
-        placeholder="choose, or type your own",
+        "Groupings", _options(draft.get("groupings") or [], known, FAMILIES), key=draft.key("groupings"),
+        on_change=save, accept_new_options=True, max_selections=MOST_WORDS,
+        placeholder="choose, or type your own", help="of its top features; groups come here by themselves",
     )  # fmt: skip
+    with st.container(key="note_semanticity"):
+        st.pills(
+            "Semanticity", list(MEANINGS), key=draft.key("semanticity"), on_change=save,
+            format_func=lambda name: SEMANTICITY[name].name,
+            help="\n".join(f"- **{SEMANTICITY[k].name}**: {v}" for k, v in MEANINGS.items()),
+        )  # fmt: skip
+
+
+def _how_sure(draft: Draft[HeadAnnotation]) -> None:
+    save = draft.autosave
     role = draft.get("role") or None
-    st.selectbox(
-        "Role", _options([role] if role else [], (), ROLES), index=None, key=draft.key("role"),
-        on_change=save, accept_new_options=True, placeholder="a known role, if it has one",
-    )  # fmt: skip
-    st.segmented_control(
-        "Confidence", [1, 2, 3, 4, 5], key=draft.key("confidence"), on_change=save,
-        help="1: a guess, 5: sure",
-    )  # fmt: skip
-    one, two = st.columns(2)
-    one.toggle("Star", key=draft.key("star"), on_change=save, help="worth showing to others")
-    two.toggle("Novel", key=draft.key("novel"), on_change=save, help="a grouping that no earlier head has")
+    with st.container(key="note_role"):
+        st.selectbox(
+            "Role", _options([role] if role else [], (), ROLES), index=None, key=draft.key("role"),
+            on_change=save, accept_new_options=True, placeholder="a known role, if it has one",
+        )  # fmt: skip
+    with st.container(key="note_confidence"):
+        st.segmented_control(
+            "Confidence", [1, 2, 3, 4, 5], key=draft.key("confidence"), on_change=save,
+            help="1: a guess, 5: sure",
+        )  # fmt: skip
+    with st.container(horizontal=True, key="note-marks"):
+        with st.container(key="note_star", width="content"):
+            st.toggle("Star", key=draft.key("star"), on_change=save, help="worth showing to others")
+        with st.container(key="note_novel", width="content"):
+            st.toggle("Novel", key=draft.key("novel"), on_change=save,
+                      help="a grouping that no earlier head has")  # fmt: skip
     st.text_area(
         "Notes", key=draft.key("notes"), on_change=save, max_chars=NOTES_LENGTH, height=110,
-        placeholder="free text; Ctrl+Enter keeps it and goes on",
+        placeholder="free text in Markdown; Ctrl+Enter keeps it and goes on",
     )  # fmt: skip
 
 
 def _status(draft: Draft[HeadAnnotation], who: str) -> None:
     stored = draft.stored
     if stored.version == 0:
-        text = f"Nothing written yet. Changes are kept at once, as a draft by {who}. E goes to the label."
+        text = f"Nothing written yet. Changes are kept at once, as a draft by {who}. Press ? for the keys."
     else:
         when = stored.updated_at.strftime("%H:%M:%S") if stored.updated_at else ""
         minutes = stored.seconds_spent / 60
@@ -118,12 +141,22 @@ def _status(draft: Draft[HeadAnnotation], who: str) -> None:
 def _others(scope: Scope, place: Place, who: str) -> None:
     notes_here = annotations.list_heads(scope.settings, scope.model.model, layer=place.layer, head=place.head)
     others = [note for note in notes_here if note.annotator != who]
+    decided = adjudication.load_decision(
+        scope.settings, HeadPlace(scope.model.model, place.layer, place.head)
+    )
+    if decided is not None:
+        judged = SEMANTICITY[decided.semanticity].name
+        st.text(
+            f"Agreed ({decided.adjudicator}): {decided.label or '–'} ({judged})\n{decided.reason}".strip()
+        )
     if not others:
         return
     with st.expander(f"What others wrote ({len(others)})"):
         for note in others:
             judged = SEMANTICITY[note.semanticity].name
-            st.text(f"{note.annotator} ({note.status}, {judged}): {note.label or '–'}\n{note.notes}".strip())
+            said = ", ".join(f"{word} {n}" for word, n in group_counts(note.verdicts))
+            text = f"{note.annotator} ({note.status}, {judged}): {note.label or '–'}\n{said}\n{note.notes}"
+            st.text("\n".join(line for line in text.split("\n") if line.strip()))
 
 
 def _finish(draft: Draft[HeadAnnotation], onward: Place | None) -> None:
@@ -136,18 +169,7 @@ def _reopen(draft: Draft[HeadAnnotation]) -> None:
     draft.save({"status": "draft"})
 
 
-def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, int]]) -> None:
-    """The form for one head; every change is kept as a draft, Save marks the head as done."""
-    if not access.can("annotate"):
-        st.caption(READ_ONLY)
-        _others(scope, place, "")
-        return
-    draft = notes.head_draft(scope.settings, scope.model.model, place.layer, place.head, who)
-    draft.open()
-    notes.show_state(draft)
-    with st.container(key="note-grid"):
-        _fields(draft, scope)
-    onward = place.next_open({*done, (place.layer, place.head)})
+def _buttons(draft: Draft[HeadAnnotation], onward: Place) -> None:
     one, two = st.columns([1, 1.5])
     one.button(
         "Save", key="note_save", shortcut="Ctrl+S", width="stretch", on_click=_finish, args=(draft, None)
@@ -156,8 +178,42 @@ def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, i
         "Save, next", key="note_next", type="primary", shortcut="Ctrl+Enter", width="stretch",
         on_click=_finish, args=(draft, onward),
     )  # fmt: skip
-    draw.keep_typing("typing")
+
+
+def _below(draft: Draft[HeadAnnotation], scope: Scope, place: Place, who: str) -> None:
+    """What belongs to the note and is not typed into it: its state, undo, history, and other people."""
     _status(draft, who)
-    if draft.stored.status == "done":
-        st.button("Back to draft", key="note_reopen", type="tertiary", on_click=_reopen, args=(draft,))
+    with st.container(horizontal=True, vertical_alignment="center", key="note-more"):
+        note_history.buttons(draft)
+        if draft.stored.status == "done":
+            st.button("Back to draft", key="note_reopen", type="tertiary", on_click=_reopen, args=(draft,))
+        blind.switch()
+    note_history.history(draft)
+    if blind.hides_head(scope.settings, scope.model.model, place.layer, place.head, who):
+        st.caption(blind.SAID)
+        return
     _others(scope, place, who)
+    talk(scope.settings, HeadPlace(scope.model.model, place.layer, place.head), who)
+
+
+def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, int]]) -> None:
+    """The form for one head; every change is kept as a draft, Save marks the head as done."""
+    if not access.can("annotate"):
+        st.caption(READ_ONLY)
+        _others(scope, place, "")
+        return
+    draft = notes.head_draft(scope.settings, scope.model.model, place.layer, place.head, who)
+    draft.open()
+    with st.container(key="note-form"):
+        notes.show_state(draft)
+        ref = scope.z_saes.get(place.layer)
+        with st.container(key="note-grid"):
+            _label(draft)
+            if ref is not None:
+                with st.container(key="note-verdicts"):
+                    verdict_list(draft, scope, ref, place.head, who)
+            _what_it_is(draft, scope)
+            _how_sure(draft)
+        _buttons(draft, place.next_open({*done, (place.layer, place.head)}))
+        draw.form_keys("typing", place.name)
+        _below(draft, scope, place, who)

@@ -9,6 +9,8 @@ import streamlit as st
 from atlas.errors import StoreError
 
 _PAGES: dict[str, Any] = {}
+_KEPT = ("release", "annotator", "blind", "order", "seed")
+"""What stays in the address from view to view."""
 
 
 def register(pages: Mapping[str, Any]) -> None:
@@ -37,7 +39,7 @@ def go(address: str) -> None:
     page = _PAGES.get(parts.path)
     if page is None:
         raise StoreError(f"view {parts.path!r} does not exist; allowed: {', '.join(_PAGES)}")
-    kept = {key: st.query_params[key] for key in ("release", "annotator") if key in st.query_params}
+    kept = {key: st.query_params[key] for key in _KEPT if key in st.query_params}
     st.switch_page(page, query_params={**kept, **dict(parse_qsl(parts.query))})
 
 

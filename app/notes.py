@@ -5,23 +5,35 @@ every save goes on top of it, so that nobody's text is overwritten unseen.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import streamlit as st
 
 from app.state import plain
-from atlas.db import annotations
-from atlas.db.annotations import StaleAnnotationError
+from atlas.db import annotations, changes
+from atlas.db.annotations import Saved, StaleAnnotationError
+from atlas.db.changes import as_it_was
 from atlas.db.notes import FeatureAnnotation, HeadAnnotation
 from atlas.errors import AtlasError
+from atlas.judging import FeatureVerdict
 from atlas.settings import Settings
 
 N = TypeVar("N", HeadAnnotation, FeatureAnnotation)
 LONGEST_PAUSE = 300.0
 """Seconds without a save after which the clock of the time spent stops counting."""
-HEAD_FIELDS = ("label", "role", "semanticity", "groupings", "confidence", "star", "novel", "notes")
+HEAD_FIELDS = (
+    "label",
+    "role",
+    "semanticity",
+    "groupings",
+    "confidence",
+    "star",
+    "novel",
+    "notes",
+    "verdicts",
+)
 FEATURE_FIELDS = ("label", "tags", "interpretability", "notes")
 
 
@@ -35,6 +47,7 @@ class Draft(Generic[N]):
     """Text fields that are chosen from a list, where nothing chosen is None and not an empty text."""
     load: Callable[[], N | None]
     store: Callable[[N, int], N]
+    history: Callable[[], Sequence[Saved]]
 
     @property
     def prefix(self) -> str:
@@ -61,11 +74,8 @@ class Draft(Generic[N]):
 
     def fill(self, note: N) -> None:
         """Take over a stored note: its fields, version and status."""
-        for name in self.names:
-            value = getattr(note, name)
-            if name in self.choices:
-                value = value or None
-            self.put(name, list(value) if isinstance(value, tuple) else value)
+        self._take(note)
+        self.put("shown", None)
         self.put("stored", note)
         self.put("conflict", None)
         self.put("error", None)
@@ -106,6 +116,7 @@ class Draft(Generic[N]):
         self.put("stored", saved)
         self.put("conflict", None)
         self.put("error", None)
+        self.put("shown", None)
         return True
 
     def _time(self, note: N) -> dict[str, Any]:
@@ -117,6 +128,41 @@ class Draft(Generic[N]):
         spent = min(LONGEST_PAUSE, now - (self.get("opened") or now))
         self.put("opened", now)
         return {"seconds_spent": before + spent}
+
+    @property
+    def shown_version(self) -> int:
+        """The version whose text the widgets show: the newest, unless undo went back from it."""
+        return self.get("shown") or self.stored.version
+
+    def restore(self, version: int) -> None:
+        """Take over the text of an earlier save; it is saved as a new version, so that nothing goes away."""
+        self.save()
+        save = next((one for one in self.history() if one.version == version), None)
+        if save is None or self.get("conflict") is not None:
+            return
+        self._take(as_it_was(self.stored, save))
+        status = save.payload.get("status")
+        if self.save({"status": status} if status else None):
+            self.put("shown", version)
+
+    def undo(self) -> None:
+        """Go back to the save before the one that is shown."""
+        self.save()
+        self.restore(self.shown_version - 1)
+
+    def redo(self) -> None:
+        """Go forward again after an undo."""
+        if self.get("shown"):
+            self.restore(self.shown_version + 1)
+
+    def _take(self, note: N) -> None:
+        """Fill the widgets with a note's fields."""
+        for name in self.names:
+            value = getattr(note, name)
+            if name in self.choices:
+                value = value or None
+            self.put(name, list(value) if isinstance(value, tuple) else value)
+        self.put("fills", (self.get("fills") or 0) + 1)
 
     def autosave(self) -> None:
         """Save after a change of any widget."""
@@ -141,6 +187,7 @@ def head_draft(settings: Settings, model: str, layer: int, head: int, who: str) 
         ("role",),
         lambda: annotations.load_head(settings, model, layer, head, who),
         lambda note, version: annotations.save_head(settings, note, version),
+        lambda: annotations.head_history(settings, model, layer, head, who),
     )
 
 
@@ -152,6 +199,7 @@ def feature_draft(settings: Settings, sae: str, feature: int, who: str) -> Draft
         (),
         lambda: annotations.load_feature(settings, sae, feature, who),
         lambda note, version: annotations.save_feature(settings, note, version),
+        lambda: annotations.feature_history(settings, sae, feature, who),
     )
 
 
@@ -167,14 +215,15 @@ def show_state(draft: Draft[Any]) -> None:
         mine, theirs = getattr(conflict.yours, name), getattr(conflict.theirs, name, None)
         if mine != theirs:
             left, right = st.columns(2)
-            left.text(f"{name}, yours\n{_text(mine)}")
-            right.text(f"{name}, stored\n{_text(theirs)}")
+            left.text(f"{name}, yours\n{told(mine)}")
+            right.text(f"{name}, stored\n{told(theirs)}")
     one, two = st.columns(2)
     one.button("Keep mine", on_click=draft.keep_mine, key=draft.key("mine"), width="stretch")
     two.button("Take the stored", on_click=draft.take_theirs, key=draft.key("theirs"), width="stretch")
 
 
-def _text(value: object) -> str:
-    if value is None or value in ("", (), []):
-        return "–"
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+def told(value: object) -> str:
+    """A field's value for the eye; a dash for nothing."""
+    if isinstance(value, tuple | list):
+        value = [asdict(one) if isinstance(one, FeatureVerdict) else one for one in value]
+    return changes.told(value) or "–"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,19 @@ def heads_grid(key: str, data: dict[str, Any], model: str) -> None:
         go(href("head", model=model, head=f"L{clicked['layer']}H{clicked['head']}"))
 
 
-def keep_typing(key: str) -> None:
-    """Invisible: tells the server what is typed in a text area, after a pause and before a save."""
+def form_keys(key: str, place: str) -> None:
+    """Invisible: the keys of the form about a head; drawn after it, so that it tells when that is there."""
     mount = st.components.v2.component("head_atlas_keys", js=_read("keys.js"))
-    mount(key=key)
+    mount(key=key, data={"place": place})
+
+
+def verdict_list(key: str, data: dict[str, Any], changed: Callable[[], None]) -> None:
+    """The top features of a head with a verdict on each; ``changed`` is called when one was given."""
+    script, style = _sources("verdicts")
+    mount = st.components.v2.component(
+        "head_atlas_verdicts", html='<div class="root"></div>', js=script, css=style
+    )
+    mount(key=key, data=data, on_verdicts_change=changed)
 
 
 def feature_cards(key: str, data: dict[str, Any]) -> None:

@@ -1,13 +1,36 @@
-// E goes to the label and Esc leaves a field, so that a head is annotated by keyboard alone.
+// The keyboard of the annotation form: letters act while no field is edited, and nothing typed is lost.
 //
-// Keeps what is being typed: a text area tells the server when it is left, so this leaves it for a moment
-// after a pause in typing, before a save by keyboard, and when the page goes away.
+// Moving to another head takes a moment in which the old form still stands on the page. What is typed in that
+// moment would land in the note of the head just left, so keys are held back from the press that moves until
+// the form of the new head is there, and are then played again in order.
+//
+// A text area tells the server when it is left, so it is left for a moment after a pause in typing, before a
+// save by keyboard, and when the page goes away.
 
 const PAUSE_MS = 800;
+const QUIET_MS = 250;
+const LONGEST_HOLD_MS = 8000;
+const MOVES = ["n", "p", "u"];
+const MOVING = ".st-key-note_next, .st-key-before, .st-key-after, .st-key-unseen";
+
+function isField(node) {
+  const text = node instanceof HTMLInputElement && !["checkbox", "radio", "button"].includes(node.type);
+  return text || node instanceof HTMLTextAreaElement || Boolean(node?.isContentEditable);
+}
+
+function deepActive() {
+  let active = document.activeElement;
+  while (active?.shadowRoot?.activeElement) active = active.shadowRoot.activeElement;
+  return active;
+}
+
+function fresh(selector) {
+  return [...document.querySelectorAll(selector)].find((node) => !node.closest("[data-stale=true]"));
+}
 
 function keep(field) {
   if (!(field instanceof HTMLTextAreaElement)) {
-    if (isField(field) && field.closest(".st-key-note-grid")) field.blur();
+    if (isField(field) && field.closest(".st-key-note-form")) field.blur();
     return;
   }
   const { selectionStart, selectionEnd, selectionDirection } = field;
@@ -16,46 +39,203 @@ function keep(field) {
   field.setSelectionRange(selectionStart, selectionEnd, selectionDirection);
 }
 
-function isField(node) {
-  return node instanceof HTMLInputElement || node instanceof HTMLTextAreaElement || node?.isContentEditable;
+function into(selector) {
+  const field = fresh(`.st-key-note-form ${selector}`);
+  field?.focus();
+  field?.select?.();
+  return field;
 }
 
-function move(event) {
-  const active = document.activeElement;
-  if (event.key === "Escape" && isField(active) && active.closest(".st-key-note-grid")) {
-    active.blur();
-  } else if (event.key.toLowerCase() === "e" && !isField(active) && !event.ctrlKey && !event.metaKey && !event.altKey) {
-    const label = document.querySelector(".st-key-note-grid input");
-    if (!label) return;
-    event.preventDefault();
-    label.focus();
-    label.select();
+function press(selector) {
+  fresh(`.st-key-note-form ${selector}`)?.click();
+}
+
+// What a letter does while no field is edited; false if it does nothing here.
+function letter(event) {
+  const key = event.key.toLowerCase();
+  if (event.shiftKey && /^Digit[1-5]$/.test(event.code)) {
+    const buttons = fresh(".st-key-note_confidence")?.querySelectorAll("button") || [];
+    buttons[Number(event.code.at(-1)) - 1]?.click();
+  } else if (key === "e") into(".st-key-note-grid input");
+  else if (key === "w") into("textarea");
+  else if (key === "r") into(".st-key-note_role input");
+  else if (key === "m") into(".st-key-note_semanticity button");
+  else if (key === "s") press(".st-key-note_star input");
+  else if (key === "v") press(".st-key-note_novel input");
+  else if (key === "z") press(event.shiftKey ? ".st-key-note_redo button" : ".st-key-note_undo button");
+  else if (event.key === "?") help();
+  else return false;
+  return true;
+}
+
+const KEYS = [
+  ["e / w / r", "write the label / notes / role"],
+  ["j, k", "next, previous feature of the list"],
+  ["1 to 9", "the feature belongs to that group"],
+  ["g", "name a new group and put the feature in it"],
+  ["o", "odd one out"],
+  ["c", "cannot say"],
+  ["x", "take the verdict back"],
+  ["m, then Tab and Space", "class of semanticity (follows from the verdicts by itself)"],
+  ["Shift+1 to Shift+5", "confidence"],
+  ["s, v", "star, novel"],
+  ["z, Shift+z", "undo, redo"],
+  ["Esc", "leave a field"],
+  ["Ctrl+s", "save as done"],
+  ["Ctrl+Enter", "save as done, go to the next open head"],
+  ["n, p", "next, previous head"],
+  ["u", "next head that is not done"],
+  ["?", "this help"],
+];
+
+function help() {
+  document.querySelector("dialog.ha-help")?.remove();
+  const dialog = document.createElement("dialog");
+  dialog.className = "ha-help";
+  dialog.setAttribute("aria-label", "Keys");
+  const title = document.createElement("h2");
+  title.textContent = "Keys";
+  const list = document.createElement("dl");
+  for (const [keys, does] of KEYS) {
+    const name = document.createElement("dt");
+    for (const [i, part] of keys.split(/(, then | to | \/ |, )/).entries()) {
+      const node = document.createElement(i % 2 ? "span" : "kbd");
+      node.textContent = part;
+      name.append(node);
+    }
+    const text = document.createElement("dd");
+    text.textContent = does;
+    list.append(name, text);
+  }
+  const close = document.createElement("button");
+  close.textContent = "Close (Esc)";
+  close.addEventListener("click", () => dialog.close());
+  dialog.append(title, list, close);
+  dialog.addEventListener("close", () => dialog.remove());
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+const form = { mounted: false, place: null, held: null, timer: 0 };
+
+function running() {
+  return document.querySelector(".stApp")?.dataset.testScriptState === "running";
+}
+
+function hold() {
+  if (form.held) return;
+  form.held = { from: form.place, since: Date.now(), quiet: Date.now(), keys: [] };
+  form.held.poll = setInterval(() => {
+    if (running()) form.held.quiet = Date.now();
+    const quiet = Date.now() - form.held.quiet > QUIET_MS;
+    if (quiet || Date.now() - form.held.since > LONGEST_HOLD_MS) release();
+  }, 40);
+}
+
+function release() {
+  const held = form.held;
+  if (!held) return;
+  clearInterval(held.poll);
+  form.held = null;
+  if (held.keys.length) requestAnimationFrame(() => replay(held.keys));
+}
+
+// Plays keys that were held back. A key that moves on holds the rest back again.
+function replay(keys) {
+  for (const [i, key] of keys.entries()) {
+    if (form.held) {
+      form.held.keys.push(...keys.slice(i));
+      return;
+    }
+    const active = deepActive();
+    if (isField(active) && key.key.length === 1 && !key.ctrlKey && !key.metaKey) {
+      document.execCommand("insertText", false, key.key);
+    } else if (isField(active) && key.key === "Backspace") document.execCommand("delete");
+    else if (key.key === "Tab") return;
+    else {
+      const { key: name, code, ctrlKey, metaKey, shiftKey, altKey } = key;
+      const again = new KeyboardEvent("keydown", {
+        key: name, code, ctrlKey, metaKey, shiftKey, altKey, bubbles: true, cancelable: true, composed: true,
+      });
+      (active || document.body).dispatchEvent(again);
+    }
   }
 }
 
-export default function () {
-  let timer = 0;
-  const typed = (event) => {
-    if (!(event.target instanceof HTMLTextAreaElement) || !event.target.closest(".st-key-note-grid")) return;
-    clearTimeout(timer);
-    const field = event.target;
-    timer = setTimeout(() => document.activeElement === field && keep(field), PAUSE_MS);
-  };
-  const pressed = (event) => {
-    move(event);
-    const saves = event.key === "s" || event.key === "S" || event.key === "Enter";
-    if (saves && (event.ctrlKey || event.metaKey)) keep(document.activeElement);
-  };
-  const leaving = () => document.activeElement?.blur();
-  document.addEventListener("input", typed, true);
-  document.addEventListener("keydown", pressed, true);
+function pressed(event) {
+  if (!form.mounted || document.querySelector("dialog.ha-help")) return;
+  const modified = event.ctrlKey || event.metaKey || event.altKey;
+  if (form.held) {
+    if (["Control", "Shift", "Alt", "Meta"].includes(event.key)) return;
+    if (modified && event.key !== "Enter" && event.key.toLowerCase() !== "s") return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    form.held.keys.push(event);
+    return;
+  }
+  const active = deepActive();
+  const key = event.key.toLowerCase();
+  if (event.key === "Escape" && isField(active) && active.closest?.(".st-key-note-form")) {
+    setTimeout(() => active.blur());
+    return;
+  }
+  if ((event.ctrlKey || event.metaKey) && (key === "s" || key === "enter")) {
+    keep(active);
+    if (key === "enter") setTimeout(hold);
+    return;
+  }
+  if (modified || isField(active)) return;
+  if (MOVES.includes(key)) setTimeout(hold);
+  else if (letter(event)) {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }
+}
+
+function typed(event) {
+  if (!(event.target instanceof HTMLTextAreaElement) || !event.target.closest(".st-key-note-form")) return;
+  clearTimeout(form.timer);
+  const field = event.target;
+  form.timer = setTimeout(() => document.activeElement === field && keep(field), PAUSE_MS);
+}
+
+function clicked(event) {
+  if (form.mounted && event.isTrusted && event.target.closest?.(MOVING)) setTimeout(hold);
+}
+
+const listeners = [
+  ["input", typed],
+  ["keydown", pressed],
+  ["click", clicked],
+];
+const leaving = () => document.activeElement?.blur();
+
+function install() {
+  for (const [name, listener] of listeners) window.addEventListener(name, listener, true);
   window.addEventListener("pagehide", leaving);
-  document.documentElement.dataset.keys = "ready";
+}
+
+function uninstall() {
+  clearTimeout(form.timer);
+  release();
+  for (const [name, listener] of listeners) window.removeEventListener(name, listener, true);
+  window.removeEventListener("pagehide", leaving);
+}
+
+export default function (component) {
+  const page = document.documentElement.dataset;
+  if (!form.mounted) install();
+  form.mounted = true;
+  const moved = form.place !== component.data.place;
+  form.place = component.data.place;
+  page.keys = "ready";
+  page.head = form.place;
+  if (moved) release();
   return () => {
-    clearTimeout(timer);
-    delete document.documentElement.dataset.keys;
-    document.removeEventListener("input", typed, true);
-    document.removeEventListener("keydown", pressed, true);
-    window.removeEventListener("pagehide", leaving);
+    form.mounted = false;
+    uninstall();
+    delete page.keys;
+    delete page.head;
   };
 }

@@ -8,7 +8,7 @@ import pyarrow as pa
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import charts, families, head_facts, navigation, state, style
+from app import blind, charts, families, head_facts, navigation, state, style, walk
 from app.components import draw
 from app.components.payload import Texts, example, rounded
 from app.head_form import Place, head_form, move
@@ -42,7 +42,7 @@ def chosen_head(scope: Scope) -> Place:
         head = navigation.index_param("head", model.n_heads, f"head of {model.model}") or 0
     else:
         raise StoreError(_unknown(scope, text))
-    return Place(layer, head, model.n_heads, scope.n_heads_all)
+    return Place(layer, head, model.n_heads, scope.n_heads_all, walk.current(scope))
 
 
 def _unknown(scope: Scope, text: str) -> str:
@@ -67,10 +67,16 @@ def _header(scope: Scope, place: Place, who: str) -> frozenset[tuple[int, int]]:
     with right, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom"):
         _moves(place, done)
         _jump(scope, place)
-    with left:
-        head_facts.scores(scope, place)
-    head_facts.summary(scope, place)
+    if not _hidden(scope, place, who):
+        with left:
+            head_facts.scores(scope, place)
+        head_facts.summary(scope, place)
     return done
+
+
+def _hidden(scope: Scope, place: Place, who: str) -> bool:
+    """Whether scores, families and others' labels are hidden because this head is judged blind."""
+    return blind.hides_head(scope.settings, scope.model.model, place.layer, place.head, who)
 
 
 def _moves(place: Place, done: frozenset[tuple[int, int]]) -> None:
@@ -100,10 +106,10 @@ def _jump(scope: Scope, place: Place) -> None:
     st.selectbox("Go to head", names, key="jump", on_change=jump, label_visibility="collapsed", width=110)
 
 
-def _labels(scope: Scope, sae: str, who: str) -> dict[int, str]:
+def _labels(scope: Scope, sae: str, who: str, own: bool) -> dict[int, str]:
     """Labels of features: the annotator's own, else anybody's."""
     found: dict[int, str] = {}
-    for note in annotations.list_features(scope.settings, sae):
+    for note in annotations.list_features(scope.settings, sae, annotator=who if own else None):
         if note.label and (note.annotator == who or note.feature not in found):
             found[note.feature] = note.label
     return found
@@ -135,7 +141,9 @@ def card_data(at: Scoped, chosen: tuple[HeadFeature, ...], n: int, who: str) -> 
     ids = tuple(one.feature for one in chosen)
     texts = Texts(scope.ask(overview.vocabulary, ref.model))
     stats = scope.ask(features.summaries, ref.sae, ids)
-    labels, kinds = _labels(scope, ref.sae, who), scope.ask(evidence.families, ref.sae, ids)
+    hidden = _hidden(scope, place, who)
+    labels = _labels(scope, ref.sae, who, hidden)
+    kinds = {} if hidden else scope.ask(evidence.families, ref.sae, ids)
     told = families.rules(scope)
     kept, tokens = _examples(at, ids, n, texts), _logits(at, ids, texts)
     cards = []
@@ -181,7 +189,7 @@ def _features(scope: Scope, ref: SaeRef, place: Place, who: str) -> None:
         "Features", [10, 20, 50], default=10, required=True, key="k", bind="query-params"
     )
     n = three.segmented_control("Examples each", [1, 3, 5, 10], default=3, required=True, key="each")
-    family = _family(scope, four)
+    family = None if _hidden(scope, place, who) else _family(scope, four)
     chosen = scope.ask(heads.top_features, ref.sae, place.head, measure, k, family)
     if not chosen:
         of = "" if family is None else f" of the family {families.spoken(family)}"

@@ -3,13 +3,16 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from atlas.db.annotations import Saved
+from atlas.db.notes import FeatureAnnotation, HeadAnnotation
+from atlas.judging import FeatureVerdict
 
+N = TypeVar("N", HeadAnnotation, FeatureAnnotation)
 _IGNORED = ("seconds_spent", "created_at")
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 BURST = timedelta(seconds=90)
@@ -91,6 +94,18 @@ def _changed(before: Saved | None, after: Saved | None) -> tuple[str, ...]:
     if after is None:
         return ()
     return tuple(change.field for change in changes(before.payload if before else None, after.payload))
+
+
+def as_it_was(note: N, save: Saved) -> N:
+    """A note with everything that one of its saves held, but for the time spent, which only grows."""
+    known = set(note.__dataclass_fields__) - set(_IGNORED)
+    fields = {name: value for name, value in save.payload.items() if name in known}
+    for name in ("groupings", "tags"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
+    if isinstance(note, HeadAnnotation):
+        fields["verdicts"] = tuple(FeatureVerdict(**one) for one in fields.get("verdicts", ()))
+    return replace(note, **fields)
 
 
 def earlier(history: Iterable[Saved], version: int) -> Saved | None:
