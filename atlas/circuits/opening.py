@@ -103,7 +103,7 @@ def open_circuits(
         SAEError: an SAE's weights are not on this machine, or no name fits.
     """
     settings = load_settings() if settings is None else settings
-    info = current(settings.releases, release)
+    info = current(settings, release)
     con = cursor(open_release(info.path))
     row = overview.find_model(overview.models(con), model)
     loaded = load_model(ModelConfig(row.model, row.processing), prepare_torch(settings))
