@@ -4,25 +4,32 @@ The config is kept as JSON beside what the process says, in ``launched`` of the 
 child of a terminal or a browser session, so it goes on when these end.
 """
 
+import json
 import os
 import re
 import secrets
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from atlas.access import demand
 from atlas.configs import BuildConfig
-from atlas.errors import StoreError
+from atlas.errors import ConfigError, StoreError
 from atlas.logs import redact
+from atlas.plain import from_plain
 from atlas.settings import Settings
 from atlas.store.atomic import atomic_file
+from atlas.sweeps import expand_sweeps
 
 FOLDER = "launched"
 KEEP = 50
+PLAN_SECONDS = 120.0
 _RUN = re.compile(r"\brun (\d{8}-\d{6}-[0-9a-f]+)\b")
 _ERROR = re.compile(r"^error: (.*)$", re.MULTILINE)
 
@@ -33,6 +40,7 @@ class Launched:
 
     pid: int
     log: Path
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,46 @@ class Beginning:
     """Why it ended before there was a run."""
     nothing: bool = False
     """Whether there was nothing to do."""
+    alive: bool = True
+    """Whether the process goes on."""
+
+
+def read_config(text: str) -> BuildConfig:
+    """A build's config from the text of a TOML file; ConfigError says what is wrong in it.
+
+    >>> read_config("release = 'mine'").release_name
+    'mine'
+    """
+    try:
+        return from_plain(BuildConfig, expand_sweeps(tomllib.loads(text)))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the config is not TOML: {error}") from None
+
+
+def planned(settings: Settings, config: BuildConfig) -> dict[str, Any]:
+    """What ``atlas build --dry-run --json`` says of a config, worked out in a process of its own.
+
+    Raises ConfigError with the reason when there is no plan, AccessError for somebody who may not start runs.
+    """
+    demand("jobs")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(config.to_json(), encoding="utf8")
+        command = [sys.executable, "-m", "atlas", "build", str(path), "--dry-run", "--json"]
+        environment = {**os.environ, "ATLAS_HOME": str(settings.home)}
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=PLAN_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"the build could not be planned within {PLAN_SECONDS:.0f} s") from None
+    if done.returncode:
+        lines = [line.removeprefix("error: ") for line in done.stderr.strip().splitlines()] or [
+            "no reason given"
+        ]
+        raise ConfigError(redact(lines[-1]))
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def launch(settings: Settings, config: BuildConfig) -> Launched:
@@ -77,7 +125,7 @@ def launch(settings: Settings, config: BuildConfig) -> Launched:
         raise StoreError(f"a build cannot be started from {str(folder)!r}: {error.strerror}") from error
     # Somebody has to take note of its end, or its entry among the processes stays.
     threading.Thread(target=process.wait, name=f"build {name}", daemon=True).start()
-    return Launched(process.pid, log)
+    return Launched(process.pid, log, process)
 
 
 def _forget_old(folder: Path) -> None:
@@ -98,12 +146,13 @@ def beginning(launched: Launched) -> Beginning:
     try:
         text = launched.log.read_text(encoding="utf8", errors="replace")
     except OSError:
-        return Beginning()
+        text = ""
+    alive = launched.process is not None and launched.process.poll() is None
     found, error = _RUN.search(text), _ERROR.search(text)
     if found is not None:
-        return Beginning(run=found[1])
+        return Beginning(run=found[1], alive=alive)
     if error is not None:
-        return Beginning(error=redact(error[1]))
+        return Beginning(error=redact(error[1]), alive=alive)
     if "Traceback (most recent call last)" in text:
-        return Beginning(error=redact(text.strip().splitlines()[-1]))
-    return Beginning(nothing="everything is current" in text)
+        return Beginning(error=redact(text.strip().splitlines()[-1]), alive=alive)
+    return Beginning(nothing="everything is current" in text, alive=alive)

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import streamlit as st
 
 from app import navigation, state, style, training_charts
+from app.job_tables import duration
 from app.state import Scope
-from app.views.jobs import duration
 from atlas import figures
 from atlas.errors import StoreError, one_of
 from atlas.settings import Settings, load_settings
