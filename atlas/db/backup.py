@@ -16,7 +16,6 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from atlas.access import demand
-from atlas.db import review_models as _review_models  # noqa: F401 (adds its tables to the metadata)
 from atlas.db.models import Base, UtcDateTime
 from atlas.db.notes import FeatureAnnotation, HeadAnnotation, check_feature, check_head
 from atlas.db.session import reading, writing
@@ -24,7 +23,16 @@ from atlas.errors import ConfigError, ConflictError
 from atlas.judging import FeatureVerdict
 from atlas.settings import Settings
 
-LEFT_OUT = ("runs", "run_steps", "step_logs", "workers", "users", "login_sessions", "login_attempts")
+LEFT_OUT = (
+    "runs",
+    "run_steps",
+    "step_logs",
+    "workers",
+    "named_locks",
+    "users",
+    "login_sessions",
+    "login_attempts",
+)
 """What is being computed and who may log in: not what people wrote, and some of it secret."""
 _FIRST = ("head_annotations", "feature_annotations", "annotation_history")
 _NO_UNIQUE_KEY = {
