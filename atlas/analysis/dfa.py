@@ -32,7 +32,7 @@ from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
-from atlas.lm.runtime import lanes
+from atlas.lm.runtime import batch_of, lanes
 from atlas.progress import Progress
 from atlas.sae.model import SAE
 from atlas.sites import Site
@@ -216,9 +216,10 @@ class DFAPass:
             np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0, np.int64)
         )
         with lanes() as pool:
-            for start in range(0, len(blocks), BATCH_BLOCKS):
-                self._batch(store, blocks[start : start + BATCH_BLOCKS], pool)
-                progress.update(min(start + BATCH_BLOCKS, len(blocks)), len(blocks))
+            size = batch_of(BATCH_BLOCKS)
+            for start in range(0, len(blocks), size):
+                self._batch(store, blocks[start : start + size], pool)
+                progress.update(min(start + size, len(blocks)), len(blocks))
 
     def _batch(self, store: TokenStore, blocks: Ints, pool: ThreadPoolExecutor) -> None:
         tokens = torch.from_numpy(store.blocks(blocks)).to(self.model.device)

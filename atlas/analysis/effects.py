@@ -27,6 +27,7 @@ from torch.nn.functional import embedding_bag, pad
 from atlas.analysis.text import Blocks
 from atlas.lm.hooks import gradients
 from atlas.lm.load import LanguageModel
+from atlas.lm.runtime import batch_of
 from atlas.progress import Progress
 from atlas.sae.model import SAE
 
@@ -43,8 +44,9 @@ class LossEffects:
 
     def run(self, blocks: range, progress: Progress) -> None:
         """Add blocks of the text (position 0 left out)."""
-        for start in range(blocks.start, blocks.stop, BATCH_BLOCKS):
-            batch = range(start, min(start + BATCH_BLOCKS, blocks.stop))
+        size = batch_of(BATCH_BLOCKS)
+        for start in range(blocks.start, blocks.stop, size):
+            batch = range(start, min(start + size, blocks.stop))
             self.update(batch)
             progress.update(batch.stop - blocks.start, len(blocks))
 

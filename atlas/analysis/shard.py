@@ -23,7 +23,7 @@ from atlas.corpus.tokens import TokenStore
 from atlas.errors import StoreError
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
-from atlas.lm.runtime import lanes
+from atlas.lm.runtime import batch_of, lanes
 from atlas.progress import Progress
 from atlas.sae.model import SAE
 from atlas.sae.normalise import scale_of
@@ -108,8 +108,9 @@ class ShardPass:
     def run(self, blocks: range, progress: Progress) -> None:
         """Add all blocks of the shard."""
         with lanes() as pool:
-            for start in range(blocks.start, blocks.stop, BATCH_BLOCKS):
-                batch = range(start, min(start + BATCH_BLOCKS, blocks.stop))
+            size = batch_of(BATCH_BLOCKS)
+            for start in range(blocks.start, blocks.stop, size):
+                batch = range(start, min(start + size, blocks.stop))
                 self.update(batch, pool)
                 progress.update(batch.stop - blocks.start, len(blocks))
 

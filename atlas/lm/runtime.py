@@ -50,6 +50,32 @@ def lanes() -> Iterator[ThreadPoolExecutor]:
             torch.set_num_threads(threads)
 
 
+class _Batches:
+    """How often the usual batch is halved in this process."""
+
+    halvings = 0
+
+
+@contextmanager
+def smaller_batches(halvings: int) -> Iterator[None]:
+    """In the block, passes over the text read batches of 1/2^halvings of the usual size."""
+    before, _Batches.halvings = _Batches.halvings, halvings
+    try:
+        yield
+    finally:
+        _Batches.halvings = before
+
+
+def batch_of(usual: int) -> int:
+    """How many blocks a pass over the text reads at once, where ``usual`` is what suits most machines.
+
+    >>> with smaller_batches(2):
+    ...     batch_of(16), batch_of(2)
+    (4, 1)
+    """
+    return max(1, usual >> _Batches.halvings)
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

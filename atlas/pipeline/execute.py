@@ -5,11 +5,13 @@ step. What a step saves on its way (a training checkpoint) lies beside, and goes
 lake (``ATLAS_LAKE_URL``) inputs are copied from there first and the output counts once it is there.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from atlas.errors import StoreError
 from atlas.pipeline.plan import Plan, Step
@@ -44,7 +46,20 @@ class Context:
             raise StoreError(
                 f"step {self.step.name!r} needs {name!r}, whose output {str(path)!r} is missing or damaged"
             )
+        self._check(name, path)
         return path
+
+    def _check(self, name: str, path: Path) -> None:
+        """Remove an input that is no longer what was published, so that the next build makes it again."""
+        damaged = damaged_files(path)
+        if not damaged:
+            return
+        with lock(self.settings.steps / f".lock-{path.name}"):
+            discard(path)
+        raise StoreError(
+            f"step {self.step.name!r} needs {name!r}, whose output {str(path)!r} was changed on the disk "
+            f"({', '.join(damaged[:3])}); it is removed, and the same build makes it again"
+        )
 
     def inputs(self, kind: str) -> list[Path]:
         """Folders of all steps of a kind, in order."""
@@ -83,12 +98,44 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
 
 
+def _inventory(folder: Path) -> dict[str, Any]:
+    """Size and SHA-256 of every file that an output was published with."""
+    found = json.loads((folder / INVENTORY).read_text(encoding="utf8"))
+    # Up to version 0.9 the sizes alone were written.
+    return {name: [value, None] if isinstance(value, int) else value for name, value in found.items()}
+
+
 def is_complete(folder: Path) -> bool:
     """Whether a step's output holds the files it was published with, each of its size."""
     try:
-        return bool(json.loads((folder / INVENTORY).read_text(encoding="utf8")) == _sizes(folder))
-    except (OSError, ValueError):
+        return {name: size for name, (size, _) in _inventory(folder).items()} == _sizes(folder)
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_inventory(folder: Path) -> None:
+    found = {name: [size, _digest(folder / name)] for name, size in _sizes(folder).items()}
+    (folder / INVENTORY).write_text(json.dumps(found), encoding="utf8")
+
+
+_VERIFIED: set[tuple[str, int]] = set()
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Files of a complete output whose content is no longer what was published; read once per process."""
+    key = str(folder), (folder / INVENTORY).stat().st_mtime_ns
+    if key in _VERIFIED:
+        return []
+    known = _inventory(folder)
+    found = [name for name, (_, digest) in known.items() if digest not in (None, _digest(folder / name))]
+    if not found:
+        _VERIFIED.add(key)
+    return found
 
 
 def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> None:
@@ -98,6 +145,7 @@ def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> N
         ConflictError: another process is doing this step.
         AtlasError: whatever the step itself raises; nothing is published then.
     """
+    from atlas.pipeline.memory import within_memory
     from atlas.pipeline.steps import STEPS
 
     step = plan.step(name)
@@ -111,9 +159,13 @@ def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> N
         sweep_for(final)
         # A release that is no longer the current one, or an output that somebody damaged.
         discard(final)
-        with atomic_dir(final) as work:
-            STEPS[step.kind](Context(plan, step, settings, work, scratch, progress, shared))
-            (work / INVENTORY).write_text(json.dumps(_sizes(work)), encoding="utf8")
+
+        def make() -> None:
+            with atomic_dir(final) as work:
+                STEPS[step.kind](Context(plan, step, settings, work, scratch, progress, shared))
+                _write_inventory(work)
+
+        within_memory(make, step)
         shared.give(final, is_complete, replace=step.kind == "publish")
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from atlas.corpus.tokens import TokenStore
 from atlas.lm.hooks import Resume, capture, logits_with
 from atlas.lm.load import LanguageModel
+from atlas.lm.runtime import batch_of
 from atlas.progress import Progress
 from atlas.sae.metrics import ReconstructionSums, cross_entropy_sum, kl_sum, predictions, recovered
 from atlas.sae.model import SAE
@@ -35,7 +36,7 @@ def evaluate(
     rows, with the mean of ce_mean taken over the tokens without position 0. Pattern metrics are those of
     queries from position 1 on, in both rows.
     """
-    step = max(1, min(BATCH_TOKENS, _MOST_LOGITS // model.shape.d_vocab) // store.meta.context)
+    step = batch_of(min(BATCH_TOKENS, _MOST_LOGITS // model.shape.d_vocab) // store.meta.context)
     batches = [
         torch.from_numpy(store.blocks(range(i, min(i + step, blocks)))).to(model.device)
         for i in range(0, blocks, step)

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from atlas.configs import FinetuneConfig, TrainConfig
-from atlas.errors import SAEError
+from atlas.errors import Cancelled, SAEError
 from atlas.progress import Progress
 from atlas.sae.files import write_tensors
 from atlas.sae.harvest import Source, Stream
@@ -132,6 +132,8 @@ class Finetuning:
         self.n_chunks = math.ceil(config.tokens / (train.batch * train.chunk_batches))
         self.n_steps = self.n_chunks * train.chunk_batches
         self.chunk = 0
+        self.whole = True
+        """Whether the state is that between two chunks."""
         self.first: list[float] = []
         """Each SAE's loss on the first batch."""
 
@@ -141,13 +143,19 @@ class Finetuning:
             self.restore(checkpoint)
         saved = time.monotonic()
         progress.update(self.chunk * self.train.chunk_batches, self.n_steps)
-        while self.chunk < self.n_chunks:
-            ratio = self.train_chunk()
-            message = f"squared error {ratio:.3f} of the start"
-            progress.update(self.chunk * self.train.chunk_batches, self.n_steps, message)
-            if time.monotonic() - saved > self.train.checkpoint_seconds and self.chunk < self.n_chunks:
+        first = self.chunk
+        try:
+            while self.chunk < self.n_chunks:
+                ratio = self.train_chunk()
+                message = f"squared error {ratio:.3f} of the start"
+                progress.update(self.chunk * self.train.chunk_batches, self.n_steps, message)
+                if time.monotonic() - saved > self.train.checkpoint_seconds and self.chunk < self.n_chunks:
+                    self.save(checkpoint)
+                    saved = time.monotonic()
+        except Cancelled:
+            if self.whole and self.chunk > first:
                 self.save(checkpoint)
-                saved = time.monotonic()
+            raise
         return [decoder.finished() for decoder in self.decoders]
 
     def train_chunk(self) -> float:
@@ -155,6 +163,7 @@ class Finetuning:
         chunk = self.source.chunk(self.chunk)
         order = torch.from_numpy(self.stream.token_order(self.chunk))
         last = []
+        self.whole = False
         for decoder in self.decoders:
             rows = chunk.rows(decoder.sae.info.site)
             x = rows[order.to(rows.device)]
@@ -162,6 +171,7 @@ class Finetuning:
                 decoder.start(x)
             last.append(self._steps(decoder, x))
         self.chunk += 1
+        self.whole = True
         return sum(a / max(b, 1e-12) for a, b in zip(last, self.first, strict=True)) / max(len(last), 1)
 
     def _steps(self, decoder: Decoder, x: Float[Tensor, "n d_in"]) -> float:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from atlas.configs import SAEConfig, TrainConfig
-from atlas.errors import ConfigError, SAEError
+from atlas.errors import Cancelled, ConfigError, SAEError
 from atlas.lm.load import LanguageModel
 from atlas.progress import Progress
 from atlas.sae.context import Context, harvested
@@ -69,6 +69,8 @@ class Training:
         self.n_chunks = math.ceil(config.tokens / (config.batch * config.chunk_batches))
         self.n_steps = self.n_chunks * config.chunk_batches
         self.chunk = 0
+        self.whole = True
+        """Whether the state is that between two chunks."""
         self.rate: float | None = None
         self.names: list[str] = []
         self.batch_blocks = stream.chunk_blocks // config.chunk_batches
@@ -116,7 +118,8 @@ class Training:
     def run(self, checkpoint: Path, progress: Progress, live: Path | None = None) -> list[SAE]:
         """Train to the end, going on from ``checkpoint`` if there is one, and return the SAEs.
 
-        ``live`` gets the rows of the training tables while they come, as JSON lines.
+        ``live`` gets the rows of the training tables while they come, as JSON lines. Asked to stop between
+        two chunks, or while the next one is read, the training saves its state first.
         """
         if checkpoint.exists():
             self.restore(checkpoint)
@@ -124,14 +127,19 @@ class Training:
         saved = started = time.monotonic()
         first = self.chunk
         progress.update(first * self.config.chunk_batches, self.n_steps)
-        while self.chunk < self.n_chunks:
-            self.train_chunk()
-            self.rate = (self.chunk - first) * self.stream.chunk_tokens / (time.monotonic() - started)
-            progress.update(self.chunk * self.config.chunk_batches, self.n_steps, self._summary())
-            shown.write()
-            if time.monotonic() - saved > self.config.checkpoint_seconds and self.chunk < self.n_chunks:
+        try:
+            while self.chunk < self.n_chunks:
+                self.train_chunk()
+                self.rate = (self.chunk - first) * self.stream.chunk_tokens / (time.monotonic() - started)
+                progress.update(self.chunk * self.config.chunk_batches, self.n_steps, self._summary())
+                shown.write()
+                if time.monotonic() - saved > self.config.checkpoint_seconds and self.chunk < self.n_chunks:
+                    self.save(checkpoint)
+                    saved = time.monotonic()
+        except Cancelled:
+            if self.whole and self.chunk > first:
                 self.save(checkpoint)
-                saved = time.monotonic()
+            raise
         return self.finished()
 
     def finished(self) -> list[SAE]:
@@ -165,6 +173,7 @@ class Training:
                 (site, g.config.normalize_activations) for g in self.groups for site in g.sites
             )
         }
+        self.whole = False
         for group in self.groups:
             rows = [shuffled[site, group.config.normalize_activations] for site in group.sites]
             if self.chunk == 0:
@@ -173,6 +182,7 @@ class Training:
                 self._step(group, chunk, rows, b)
             self._resample(group, rows)
         self.chunk += 1
+        self.whole = True
 
     @staticmethod
     def _rows(chunk: Chunk, site: Site, how: str) -> Float[Tensor, "n d_in"]:
