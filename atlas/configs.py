@@ -355,7 +355,9 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if not RELEASE_NAME.fullmatch(self.name):
-            raise ConfigError(f"task name {self.name!r} is not allowed; use letters, digits, '.', '_' and '-'")
+            raise ConfigError(
+                f"task name {self.name!r} is not allowed; use letters, digits, '.', '_' and '-'"
+            )
         opened, closed = self.template.find("[["), self.template.find("]]")
         if self.template.count("[[") != 1 or self.template.count("]]") != 1 or not 0 < opened < closed - 2:
             raise ConfigError(
@@ -373,9 +375,9 @@ class TaskConfig:
 class HeadsConfig:
     """How heads are measured, beside their attention on the evaluation text."""
 
-    ablation_blocks: int = 16
+    ablation_blocks: int = 8
     """The first evaluation blocks, on which the loss without each head is measured; 0: it is not."""
-    prompts: int = 24
+    prompts: int = 12
     """Prompts of each task, on which the loss without each head is measured; 0: it is not."""
     repeats: int = 32
     """Random sequences of each kind: repeats, and earlier matches of each length."""

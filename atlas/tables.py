@@ -210,6 +210,9 @@ _DECLARED = (
           "if all are at one position", nullable=True),
         C("top_token", I32, "the commonest token among its 200 strongest tokens", nullable=True),
         C("top_token_share", F32, "share of its 200 strongest tokens that are this token", nullable=True),
+        C("top_previous_token", I32, "the commonest token before its 200 strongest tokens", nullable=True),
+        C("top_previous_share", F32, "share of its 200 strongest tokens that follow this token",
+          nullable=True),
         C("top_pair_share", F32, "share of its 200 strongest tokens that have the commonest pair of previous "
           "token and token", nullable=True),
         C("loss_effect", F32, "mean change of the loss if it were ablated where it fires, to first "
@@ -364,10 +367,55 @@ _DECLARED = (
         *(C(f"n_{name}", I32, f"family {name}: features whose top head it is") for name in FAMILY_NAMES),
     ), ("model", "layer", "head", "sae")),
     Table("head_scores", "model x layer x head x score", (
-        _MODEL, _LAYER, C("head", I16, "head, from 0"), C("score", STR, "name of the score"),
-        C("value", F64, "the score"), C("n", I64, "destinations counted"),
-        C("how", STR, "on text, or on random repeats"),
+        _MODEL, _LAYER, C("head", I16, "head, from 0"), C("score", STR, "name of the score (see heads.md)"),
+        C("value", F64, "the score"), C("n", I64, "destinations, predictions, tokens or pairs counted"),
+        C("how", STR, "on text, on random repeats, from the weights, or by the loss"),
     ), ("model", "layer", "head", "score")),
+    Table("head_spectra", "model x layer x head x circuit", (
+        _MODEL, _LAYER, C("head", I16, "head, from 0"), C("circuit", STR, "OV: W_V W_O; QK: W_Q W_K^T"),
+        C("singular_values", pa.list_(F32), "largest first"),
+        C("frobenius", F64, "Frobenius norm"), C("spectral", F64, "largest singular value"),
+        C("effective_rank", F64, "exponential of the entropy of the singular values' shares"),
+        C("eigenvalues_real", pa.list_(F32), "eigenvalues from token to token through the circuit (OV: to "
+          "the logits, QK: to the embedding), by magnitude: real parts"),
+        C("eigenvalues_imag", pa.list_(F32), "their imaginary parts"),
+        C("eigenvalue_share", F64, "sum of real parts over sum of magnitudes"),
+    ), ("model", "layer", "head", "circuit")),
+    Table("head_prefixes", "model x layer x head x length of a repeated stretch of random tokens", (
+        _MODEL, _LAYER, C("head", I16, "head, from 0"), C("prefix", I16, "tokens repeated", "tokens"),
+        C("attention", F64, "mean attention from its end to the position after its earlier occurrence"),
+        C("dla", F64, "mean direct logit attribution of the head to the token there, at its end", "logits"),
+        C("n", I32, "sequences"),
+    ), ("model", "layer", "head", "prefix")),
+    Table("head_text_prefixes", "model x layer x head x threshold x length of the match", (
+        _MODEL, _LAYER, C("head", I16, "head, from 0"),
+        C("threshold", F64, "attention above which a (destination, source) pair counts"),
+        C("prefix", I16, "tokens up to the destination that repeat those before the source; 10: 10 or more",
+          "tokens"),
+        C("n", I64, "pairs of the text with such a match"),
+        C("n_attended", I64, "pairs of the text above the threshold, source BOS left out"),
+    ), ("model", "layer", "head", "threshold", "prefix")),
+    Table("head_corruption", "model x layer x head", (
+        _MODEL, _LAYER, C("head", I16, "head, from 0"),
+        C("n", I32, "pairs of the text whose match of at least 2 tokens was cut to 1"),
+        C("before", F64, "mean attention to the source, as the text is", nullable=True),
+        C("after", F64, "the same with the match cut to one token", nullable=True),
+        C("n_attended", I32, "of the pairs, those with attention above 0.3 before"),
+        C("attended_before", F64, "mean attention before, over these", nullable=True),
+        C("attended_after", F64, "mean attention after, over these", nullable=True),
+    ), ("model", "layer", "head")),
+    Table("tasks", "model x task", (
+        _MODEL, C("task", STR, "the task's name"),
+        C("template", STR, "slots in braces; [[ ]]: what is predicted"),
+        C("example", STR, "its first prompt"), C("n_prompts", I32, "prompts"), C("n", I32, "predictions"),
+        C("loss", F64, "mean loss of the model as it is", "nats"),
+    ), ("model", "task")),
+    Table("head_task_effects", "model x layer x head x task x ablation", (
+        _MODEL, _LAYER, C("head", I16, "head, from 0"), C("task", STR, "the task's name"),
+        C("ablation", STR, "zero, or mean: what the head's output is replaced by"),
+        C("effect", F64, "rise of the task's mean loss without the head", "nats"),
+        C("standard_error", F64, "of the effect, over prompts", "nats", nullable=True),
+    ), ("model", "layer", "head", "task", "ablation")),
 )
 # fmt: on
 

@@ -18,6 +18,7 @@ from atlas.store.parquet import write_table
 from atlas.store.release import publish
 from atlas.tables import TABLES
 from tests import synthetic_dfa as dfa
+from tests import synthetic_heads as heads
 from tests import synthetic_pairs as pairs
 from tests import synthetic_tables as tables
 from tests import synthetic_training as training
@@ -166,6 +167,7 @@ def synthetic_rows(
         pattern = worlds.patterns(world, layer)
         rows["head_scores"] += _score_rows(world, layer, pattern)
         saes.append(worlds.encode_z(world, layer, pattern))
+    _add(rows, heads.head_rows(MODEL, n_layers, n_heads, D_HEAD, seed))
     q, k = (worlds.encode_head(world, kind) for kind in ("q", "k"))
     _add(rows, pairs.head_pair_tables(world, q, k))
     for sae in [*saes, q, k]:

@@ -219,15 +219,15 @@ class HeadScores:
         tokens: Int[Tensor, "batch position"] | None = None,
     ) -> None:
         """Add a layer's patterns on text; with its tokens also the scores that need them."""
-        self._add("previous_token", layer, previous_token_score(pattern))
+        self.add("previous_token", layer, previous_token_score(pattern))
         if tokens is not None:
-            self._add("duplicate_text", layer, masked_score(pattern, earlier_copies(tokens)))
-            self._add("induction_text", layer, masked_score(pattern, after_earlier_copies(tokens)))
+            self.add("duplicate_text", layer, masked_score(pattern, earlier_copies(tokens)))
+            self.add("induction_text", layer, masked_score(pattern, after_earlier_copies(tokens)))
 
     def update_repeats(self, layer: int, pattern: Float[Tensor, "batch head query key"], length: int) -> None:
         """Add a layer's patterns on blocks of :func:`random_repeats`."""
-        self._add("duplicate", layer, duplicate_token_score(pattern, length))
-        self._add("induction", layer, induction_score(pattern, length))
+        self.add("duplicate", layer, duplicate_token_score(pattern, length))
+        self.add("induction", layer, induction_score(pattern, length))
 
     def merge(self, other: "HeadScores") -> "HeadScores":
         """Return the scores over both parts, as if one had seen everything."""
@@ -272,7 +272,8 @@ class HeadScores:
             self.sums[name] = torch.zeros(self.n_layers, self.n_heads, dtype=torch.float64)
             self.counts[name] = torch.zeros(self.n_layers, dtype=torch.int64)
 
-    def _add(self, name: str, layer: int, score: PooledScore) -> None:
+    def add(self, name: str, layer: int, score: PooledScore) -> None:
+        """Add a layer's part of a sum under a name."""
         one_of("layer", layer, range(self.n_layers))
         if len(score.sum) != self.n_heads:
             raise ConfigError(f"attention pattern with {len(score.sum)} heads; allowed: {self.n_heads}")

@@ -74,7 +74,9 @@ def evaluate_saes(context: Context) -> None:
 
 
 def heads(context: Context) -> None:
-    """Score every head by where it looks."""
-    model = the_model(context)
-    rows = measure_heads(model, the_text(context), context.plan.config.evaluation.blocks, context.progress)
-    write_rows(context.out, "head_scores", [{"model": model.name, **row._asdict()} for row in rows])
+    """Measure every head by itself: where it looks, its weights, induction, and the loss without it."""
+    config, model = context.plan.config, the_model(context)
+    blocks = config.evaluation.blocks
+    found = measure_heads(model, the_text(context), blocks, config.heads, context.progress)
+    for name, rows in found.items():
+        write_rows(context.out, name, rows)

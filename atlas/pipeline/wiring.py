@@ -25,10 +25,10 @@ CODE_VERSIONS = {
     "prune": 1,
     "finetune": 1,
     "evaluate": 2,
-    "heads": 1,
+    "heads": 2,
     "shard": 2,
     "effects": 1,
-    "summarise": 3,
+    "summarise": 4,
     "dfa": 3,
     "attribute": 1,
     "reference": 2,
@@ -146,7 +146,8 @@ class Wiring:
         stages = self._stages(sources)
         last = stages[-1:] or sources
         self.add("evaluate", "evaluate", ("tokens", *sources, *stages), blocks=self.held_out)
-        self.add("heads", "heads", ("tokens",), model=self.model)
+        measured = to_plain(config.heads)
+        self.add("heads", "heads", ("tokens",), model=self.model, blocks=self.held_out, heads=measured)
         shards = self._shards(last)
         self.add("effects", "effects", ("tokens", *last), blocks=config.analysis.loss_blocks)
         summaries = self._summaries(texts, tuple(dict.fromkeys((*last, *stages))), shards)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from atlas.store.families import families_view, feature_families_view
+from atlas.store.induction import induction_view
 
 
 class View(NamedTuple):
@@ -66,6 +67,12 @@ VIEWS: tuple[View, ...] = (
         "One row per SAE x feature x family that it belongs to, with the value that the family's rule is "
         "about; a feature may be in several",
         feature_families_view(),
+    ),
+    View(
+        "head_induction",
+        "One row per head: whether it is a long-prefix or a short-prefix induction head (NULL: neither), and "
+        "the numbers that say so, on random tokens, on text and with long matches cut to one token",
+        induction_view(),
     ),
     View("sae_summary", "One row per SAE, with its quality on the split eval", _SAE_SUMMARY),
 )

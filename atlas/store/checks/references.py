@@ -47,7 +47,8 @@ def _heads() -> list[Check]:
             source = f"{name} LEFT JOIN {_SHAPES} s USING (sae)"
             offends = f"{column} IS NOT NULL AND NOT coalesce({column} BETWEEN 0 AND s.n_heads - 1, false)"
             found.append(rows(f"{name}.{column}", "the model has that head", offends, column, source))
-    for name in ("saes", "head_summary", "head_scores"):
+    own = [name for name, t in TABLES.items() if t.key[:3] == ("model", "layer", "head")]
+    for name in ("saes", *own):
         source = f"{name} LEFT JOIN models m USING (model)"
         offends = (
             "NOT coalesce(layer BETWEEN 0 AND m.n_layers - 1, false) "
@@ -59,12 +60,12 @@ def _heads() -> list[Check]:
 
 
 def _tokens() -> list[Check]:
-    tables = {
-        "token_stats": "token", "logit_effects": "token", "head_logit_effects": "token",
-        "dfa_tokens": "token", "features": "top_token",
-    }  # fmt: skip
+    columns = (
+        ("token_stats", "token"), ("logit_effects", "token"), ("head_logit_effects", "token"),
+        ("dfa_tokens", "token"), ("features", "top_token"), ("features", "top_previous_token"),
+    )  # fmt: skip
     found = []
-    for name, column in tables.items():
+    for name, column in columns:
         source = f"{name} LEFT JOIN {_SHAPES} s USING (sae)"
         offends = f"{column} IS NOT NULL AND NOT coalesce({column} BETWEEN 0 AND s.d_vocab - 1, false)"
         found.append(
