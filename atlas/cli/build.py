@@ -14,7 +14,7 @@ from atlas.settings import Settings, load_settings
 from atlas.sweeps import expand_sweeps, read_sweep
 
 if TYPE_CHECKING:
-    from atlas.pipeline.plan import Plan
+    from atlas.pipeline.plan import Plan, Step
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
@@ -193,9 +193,9 @@ def _read(given: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
 
 def run_build(config: BuildConfig, *, dry_run: bool = False, detach: bool = False) -> None:
     """Plan and carry out a build here or, with a broker, through workers; ``detach``: do not wait for it."""
-    from atlas.pipeline.execute import current_steps, waiting_for
+    from atlas.pipeline.execute import waiting_for
     from atlas.pipeline.plan import make_plan
-    from atlas.store.release import current
+    from atlas.store.published import current, place
 
     settings = load_settings()
     if dry_run:
@@ -205,32 +205,40 @@ def run_build(config: BuildConfig, *, dry_run: bool = False, detach: bool = Fals
         return
     plan = make_plan(config, settings)
     waiting = waiting_for(plan, settings)
-    done = current_steps(plan, waiting)
     started = time.monotonic()
     if not waiting:
         click.echo("everything is current", err=True)
     elif detach:
-        _detach(plan, settings, done)
+        _detach(plan, settings, waiting)
         return
     elif settings.broker_url is not None:
-        from atlas.cli.worker import submit, wait
+        from atlas.cli.worker import wait
 
-        wait(submit(plan, settings, current=done), settings)
+        wait(_hand_over(plan, settings, waiting), settings)
     else:
         from atlas.cli.display import step_display
         from atlas.pipeline.local import run_local
 
         run_local(plan, settings, step_display)
-    info = current(settings.releases, config.release_name)
-    click.echo(f"release {info.label}: {info.path} ({time.monotonic() - started:.0f} s)")
+    info = current(settings, config.release_name, fresh=True)
+    where = info.path if settings.lake_url is None else place(settings)
+    click.echo(f"release {info.label}: {where} ({time.monotonic() - started:.0f} s)")
 
 
-def _detach(plan: "Plan", settings: Settings, done: set[str]) -> None:
+def _hand_over(plan: "Plan", settings: Settings, waiting: "list[Step]") -> str:
+    """Record the run for the workers, send what is ready, and return the run's id."""
+    from atlas.pipeline.local import begin
+    from atlas.queue import send_ready
+
+    run = begin(plan, settings, "queue", waiting)
+    send_ready(settings, run.id)
+    return run.id
+
+
+def _detach(plan: "Plan", settings: Settings, waiting: "list[Step]") -> None:
     """Hand the plan to the workers, or to a process of its own."""
     if settings.broker_url is not None:
-        from atlas.cli.worker import submit
-
-        click.echo(f"run {submit(plan, settings, current=done)} goes on in the workers; look: atlas status")
+        click.echo(f"run {_hand_over(plan, settings, waiting)} goes on in the workers; look: atlas status")
         return
     from atlas.launch import launch
 
