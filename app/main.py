@@ -7,9 +7,10 @@ import streamlit as st
 
 from app import access, navigation, state, style
 from app.views import atlas as atlas_view
-from app.views import feature, head, jobs, overview, sql, training
+from app.views import feature, head, jobs, overview, search, sql, training
 from atlas.errors import AtlasError, StoreError
 from atlas.settings import Settings, load_settings
+from atlas.store import published
 from atlas.store.queries.overview import variants
 
 ICON = Path(__file__).with_name("icon.png")
@@ -29,6 +30,7 @@ def _pages() -> dict[str, st.Page]:
         "atlas": page(atlas_view.render, title="Atlas", url_path="atlas"),
         "head": page(head.render, title="Head", url_path="head"),
         "feature": page(feature.render, title="Feature", url_path="feature"),
+        "search": page(search.render, title="Search", url_path="search"),
         "training": page(training.render, title="Training", url_path="training"),
         "sql": page(sql.render, title="SQL", url_path="sql"),
         "jobs": page(jobs.render, title="Jobs", url_path="jobs"),
@@ -77,7 +79,16 @@ def _empty(settings: Settings) -> None:
         "It trains SAEs on a bundled model, computes every table and publishes the release; this page picks "
         "it up by itself. The **Jobs** view shows how far a build is."
     )
-    st.caption(f"Looked in {state.plain(str(settings.releases))}")
+    st.caption(f"Looked in {state.plain(published.place(settings))}")
+
+
+def _note(settings: Settings) -> None:
+    """What to know of the release's copy on this machine: the lake does not answer, a newer one is coming."""
+    if settings.lake_url is None or not state.release_names(settings):
+        return
+    note = state.current_release(settings).note
+    if note:
+        st.caption(f":material/cloud_off: {state.plain(note)}")
 
 
 def main() -> None:
@@ -96,6 +107,7 @@ def main() -> None:
         if not state.release_names(settings) and page.url_path not in ("jobs", "training"):
             _empty(settings)
         else:
+            _note(settings)
             page.run()
     except StoreError as error:
         state.say_error(error)

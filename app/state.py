@@ -12,6 +12,7 @@ import streamlit as st
 from atlas import access
 from atlas.errors import AtlasError
 from atlas.settings import Settings, load_settings
+from atlas.store import published
 from atlas.store import release as releases
 from atlas.store.connection import cursor, open_release
 from atlas.store.queries import overview
@@ -36,6 +37,10 @@ class Scope:
     def ask(self, query: Callable[..., T], *args: Any) -> T:
         """The answer of a named query on this release; asked once per release file and arguments."""
         return _answer(str(self.release.path), self.release.digest, _name(query), args, query)
+
+    def ask_once(self, query: Callable[..., T], *args: Any) -> T:
+        """The same, not kept: for arguments that are tables, and for answers that are large."""
+        return query(cursor(_connection(str(self.release.path), self.release.digest)), *args)
 
     @property
     def z_saes(self) -> dict[int, overview.SaeRef]:
@@ -75,7 +80,7 @@ def _stamp(folder: Path) -> tuple[tuple[str, int], ...]:
 
 def release_names(settings: Settings) -> list[str]:
     """Names of the releases that have a current version."""
-    return sorted(p.parent.name for p in settings.releases.glob(f"*/{releases.CURRENT}"))
+    return published.names(settings)
 
 
 def current_release(settings: Settings) -> ReleaseInfo:
@@ -85,6 +90,8 @@ def current_release(settings: Settings) -> ReleaseInfo:
     """
     name = st.query_params.get("release") or st.session_state.get("release")
     name = name or os.environ.get(RELEASE_VARIABLE) or None
+    if settings.lake_url is not None:
+        return published.current(settings, name, wait=False)
     return _current(str(settings.releases), name, _stamp(settings.releases))
 
 

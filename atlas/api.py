@@ -17,7 +17,7 @@ import pyarrow as pa
 from atlas.db.arrow import SCHEMAS, arrow_tables
 from atlas.errors import QueryError
 from atlas.settings import Settings, load_settings
-from atlas.store import release
+from atlas.store import published, release
 from atlas.store.connection import open_release
 from atlas.store.views import VIEWS
 from atlas.tables import TABLES
@@ -94,4 +94,4 @@ def open_atlas(name: str | None = None, settings: Settings | None = None) -> Atl
     Raises StoreError naming the releases that exist if it is not among them.
     """
     settings = load_settings() if settings is None else settings
-    return Atlas(release.current(settings.releases, name), settings)
+    return Atlas(published.current(settings, name), settings)

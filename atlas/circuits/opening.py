@@ -29,7 +29,8 @@ from atlas.sae.model import SAE
 from atlas.settings import Settings, load_settings
 from atlas.store.connection import cursor, open_release
 from atlas.store.queries import overview
-from atlas.store.release import ReleaseInfo, current
+from atlas.store.published import current
+from atlas.store.release import ReleaseInfo
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from atlas.db.users import list_users
 from atlas.errors import ConfigError
 from atlas.oidc import oidc_secrets
 from atlas.settings import Settings, load_settings
-from atlas.store import release as releases
+from atlas.store import published
 
 RELEASE_VARIABLE = "ATLAS_RELEASE"
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -80,7 +80,7 @@ def app(port: int, address: str, release_name: str | None) -> None:
     _check_access(settings, address)
     environment = dict(os.environ)
     if release_name is not None:
-        releases.current(settings.releases, release_name)
+        published.current(settings, release_name)
         environment[RELEASE_VARIABLE] = release_name
     shown = "localhost" if address in ("127.0.0.1", "0.0.0.0", "::") else address  # noqa: S104
     click.echo(f"Head Atlas: http://{shown}:{port}  (Ctrl-C stops it)")

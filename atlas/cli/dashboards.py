@@ -62,12 +62,12 @@ def export_release(
     from atlas.interop.dashboards.selection import Wanted, parse_features, select
     from atlas.store.atomic import atomic_dir
     from atlas.store.connection import cursor, open_release
-    from atlas.store.release import current
+    from atlas.store.published import current
 
     _check_options(kind, features is not None or alive, options)
     settings = load_settings()
     wanted = Wanted(saes, sites, layers, parse_features(features) if features else (), alive)
-    info = current(settings.releases, release)
+    info = current(settings, release)
     # One thread, so that views, too, come in the same order every time.
     con = cursor(open_release(info.path, threads=1))
     parts = select(con, wanted)

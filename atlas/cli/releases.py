@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Remove it even if it is the current one.")
 def releases(label: str | None, force: bool) -> None:
     """List published releases: name, version, date, size, rows, and which is current."""
-    from atlas.store import release
+    from atlas.store import published
 
-    folder = load_settings().releases
+    settings = load_settings()
     if label is not None:
-        removed = release.remove(folder, label, force=force)
+        removed = published.remove(settings, label, force=force)
         click.echo(f"removed {removed.label}")
         return
-    found = release.list_releases(folder)
+    found = published.list_releases(settings)
     if not found:
-        click.echo(f"no release in {folder} yet; make one with `atlas build`")
+        click.echo(f"no release in {published.place(settings)} yet; make one with `atlas build`")
         return
     lines = [_line(info) for info in found]
     header = ("RELEASE", "CREATED", "SIZE", "ROWS", "")
@@ -39,7 +39,9 @@ def releases(label: str | None, force: bool) -> None:
 def _line(info: "ReleaseInfo") -> tuple[str, str, str, str, str]:
     from atlas.store.build import read_manifest
 
-    rows = sum(count for count, _ in read_manifest(info.path).values())
-    size = f"{info.path.stat().st_size / 1e6:.1f} MB"
+    size, rows = info.size, info.rows
+    if size is None or rows is None:
+        rows = sum(count for count, _ in read_manifest(info.path).values())
+        size = info.path.stat().st_size
     created = info.created[:19].replace("T", " ")
-    return info.label, created, size, f"{rows:,}", "current" if info.current else ""
+    return info.label, created, f"{size / 1e6:.1f} MB", f"{rows:,}", "current" if info.current else ""

@@ -66,13 +66,13 @@ def report(kind: str, release: str | None, model: str | None, form: str, figure:
     families: heads by what their features read, and how well that agrees with attention scores.
     """
     from atlas.store.connection import cursor, open_release
+    from atlas.store.published import current
     from atlas.store.queries import overview
-    from atlas.store.release import current
     from atlas.store.reports import KINDS as REPORTS
 
     if figure is not None:
         _check_figure(kind, figure)
-    info = current(load_settings().releases, release)
+    info = current(load_settings(), release)
     con = cursor(open_release(info.path))
     name = overview.find_model(overview.models(con), model).model
     parts = REPORTS[kind](con, name)

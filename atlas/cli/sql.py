@@ -49,14 +49,14 @@ def sql(
 
     prewarm()  # it starts while the rest is imported
     from atlas.db.arrow import arrow_tables
-    from atlas.store.release import current
+    from atlas.store.published import current
 
     settings = load_settings()
     kind = _format(kind, out)
     rows = limit or (_TERMINAL_ROWS if kind == "table" else settings.query_rows)
     result = run_sql(
         sys.stdin.read() if query == "-" else query,
-        current(settings.releases, release).path,
+        current(settings, release).path,
         arrow_tables(settings),
         seconds=seconds or settings.query_seconds,
         memory=settings.query_memory,

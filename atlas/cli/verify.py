@@ -42,14 +42,14 @@ def verify(release: str | None, quick: bool, names: tuple[str, ...], broken: boo
 
 
 def _file(release: str | None) -> Path:
-    from atlas.store import release as releases
+    from atlas.store import published
 
     if release is not None and release.endswith(".duckdb"):
         path = Path(release)
         if not path.is_file():
             raise StoreError(f"release {release} does not exist")
         return path
-    return releases.current(load_settings().releases, release).path
+    return published.current(load_settings(), release).path
 
 
 def _line(finding: "Finding") -> str:

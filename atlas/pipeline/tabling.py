@@ -18,7 +18,7 @@ from atlas.pipeline.inputs import (
     write_rows,
 )
 from atlas.sae.model import SAE
-from atlas.store import release
+from atlas.store import published
 from atlas.tables import TABLES
 
 
@@ -89,8 +89,8 @@ def publish(context: Context) -> None:
         "seed": str(plan.config.train.seed),
         "code_version": __version__,
     }
-    info = release.publish(context.settings.releases, plan.config.release_name, parts, provenance)
+    info = published.publish(context.settings, plan.config.release_name, parts, provenance)
     note = {"name": info.name, "version": info.version, "digest": info.digest, "file": info.path.name}
-    note["bytes"] = info.path.stat().st_size
+    note["bytes"] = info.path.stat().st_size if info.size is None else info.size
     (context.out / RELEASE_NOTE).write_text(json.dumps(note), encoding="utf8")
     context.progress.update(1, 1, f"{info.name} version {info.version}")
