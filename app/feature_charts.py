@@ -52,6 +52,9 @@ def more_facts(row: dict[str, Any], vocabulary: Sequence[str]) -> list[tuple[str
     if row["top_token"] is not None and row["top_token_share"] is not None:
         text, share = Texts(vocabulary).text(row["top_token"]), 100 * row["top_token_share"]
         items.append(("commonest token", f"{text}  {share:.3g} %"))
+    if row.get("top_previous_token") is not None:
+        text, share = Texts(vocabulary).text(row["top_previous_token"]), 100 * row["top_previous_share"]
+        items.append(("commonest token before", f"{text}  {share:.3g} %"))
     if row["top_pair_share"] is not None:
         items.append(("commonest pair", f"{100 * row['top_pair_share']:.3g} %"))
     return items

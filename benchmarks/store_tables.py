@@ -60,7 +60,8 @@ def features(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     n, n_active, fires = len(ids), sae.n_active[ids], sae.n_active[ids] > 0
     peak = np.where(fires, sae.peak[ids], 0).astype(np.float32)
     some = {name: pa.array(floats(rng, n), mask=~fires) for name in (
-        "mean_activation", "top_position_share", "effective_positions", "top_token_share", "top_pair_share",
+        "mean_activation", "top_position_share", "effective_positions", "top_token_share", "top_previous_share",
+        "top_pair_share",
     )}  # fmt: skip
     whole = ("encoder_norm", "decoder_norm", "encoder_decoder_cosine", "bias", "logit_mean", "logit_std",
              "logit_skew", "logit_kurtosis")  # fmt: skip
@@ -70,6 +71,7 @@ def features(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
         "quantiles": ragged(np.full(n, 11), pa.array(quantiles.ravel())), "alive": fires,
         "pruned": np.zeros(n), "top_head": rng.integers(0, N_HEADS, n),
         "top_position": rng.integers(1, CONTEXT, n), "top_token": rng.integers(0, D_VOCAB, n),
+        "top_previous_token": rng.integers(0, D_VOCAB, n),
         "loss_effect": pa.array(floats(rng, n) - 0.5, mask=~fires), "n_loss": np.minimum(n_active, 500),
         **some, **{name: floats(rng, n) for name in whole},
     }  # fmt: skip

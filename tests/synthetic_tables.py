@@ -65,12 +65,13 @@ def _strongest_tokens(world: World, fires: Firing) -> Row:
     position, position_share = _commonest(places)
     few = [(int(fires.block[i]), int(fires.position[i])) for i in order[:200]]
     token, token_share = _commonest([int(world.tokens[b, p]) for b, p in few])
+    previous, previous_share = _commonest([int(world.tokens[b, p - 1]) for b, p in few])
     _, pair_share = _commonest([(int(world.tokens[b, p - 1]), int(world.tokens[b, p])) for b, p in few])
     share_squares = sum((n / len(places)) ** 2 for n in Counter(places).values())
     return {
         "top_position": position, "top_position_share": position_share,
         "effective_positions": 1 / share_squares, "top_token": token, "top_token_share": token_share,
-        "top_pair_share": pair_share,
+        "top_previous_token": previous, "top_previous_share": previous_share, "top_pair_share": pair_share,
     }  # fmt: skip
 
 

@@ -264,6 +264,9 @@ def test_token_traits(dense, acts, text, monkeypatch, n_strong):
             continue
         assert row["top_token"] == max(set(at), key=lambda t: (at.count(t), -t))
         assert row["top_token_share"] == pytest.approx(max(map(at.count, at)) / len(at))
+        before = [pair[0] for pair in pairs]
+        assert row["top_previous_token"] == max(set(before), key=lambda t: (before.count(t), -t))
+        assert row["top_previous_share"] == pytest.approx(max(map(before.count, before)) / len(before))
         assert row["top_pair_share"] == pytest.approx(max(map(pairs.count, pairs)) / len(pairs))
 
 

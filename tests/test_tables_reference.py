@@ -126,7 +126,7 @@ def test_feature_traits(one):
         where, strongest = (one.name, f), one.strongest(f)
         names = ("top_position", "top_position_share", "effective_positions", "top_token")
         if not strongest:
-            assert {row[name] for name in (*names, "top_token_share", "top_pair_share")} == {None}, where
+            assert {row[name] for name in (*names, "top_token_share", "top_previous_share", "top_pair_share")} == {None}, where
             continue
         positions = [p for _, p, _ in strongest[:2000]]
         position, share = commonest(positions)
@@ -138,6 +138,9 @@ def test_feature_traits(one):
         token, share = commonest([tokens[b, p] for b, p in strong])
         assert row["top_token"] == token, where
         same(row["top_token_share"], share, where, rtol=FEW)
+        token, share = commonest([tokens[b, p - 1] for b, p in strong])
+        assert row["top_previous_token"] == token, where
+        same(row["top_previous_share"], share, where, rtol=FEW)
         _, share = commonest([(tokens[b, p - 1], tokens[b, p]) for b, p in strong])
         same(row["top_pair_share"], share, where, rtol=FEW)
 

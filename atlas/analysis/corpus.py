@@ -143,19 +143,22 @@ def position_traits(acts: FeatureActs) -> Columns:
 
 
 def token_traits(acts: FeatureActs, text: Text) -> Columns:
-    """Does it fire on one token, or on one pair of tokens? Shares among its 200 strongest tokens.
+    """Does it fire on one token, after one token, on one pair? Shares among its 200 strongest tokens.
 
-    Ties go to the smaller token id.
+    Seed 000's "I am X" and "I follow X" (row A16). Ties go to the smaller token id.
     """
     strong = acts.strongest_first[acts.rank < N_STRONG]
     feature = acts.feature[strong]
     at = text.token(acts.token[strong])
     before = text.token(acts.token[strong] - 1)
     token, share = _commonest(feature, at, acts.d_sae, text.d_vocab)
+    previous, after = _commonest(feature, before, acts.d_sae, text.d_vocab)
     _, pair = _commonest(feature, before * text.d_vocab + at, acts.d_sae, text.d_vocab**2)
     return {
         "top_token": pa.array(token, mask=acts.counts == 0),
         "top_token_share": share,
+        "top_previous_token": pa.array(previous, mask=acts.counts == 0),
+        "top_previous_share": after,
         "top_pair_share": pair,
     }
 

@@ -32,7 +32,7 @@ CHECKS: tuple[Check, ...] = (
     *_numbers(),
     _unit("head_attribution.range", ("decoder_share", *(f"dfa_{name}" for name in _SHARES))),
     _unit("dfa_summary.range", (*_SHARES, "local", "long_range", "matched")),
-    _unit("features.range", ("top_position_share", "top_token_share", "top_pair_share")),
+    _unit("features.range", ("top_position_share", "top_token_share", "top_previous_share", "top_pair_share")),
     _unit("features.cosine", ("encoder_decoder_cosine",), -1),
     _unit("neighbours.cosine", ("cosine",), -1),
     _unit("coactivation.range", ("jaccard",)),
@@ -50,8 +50,8 @@ CHECKS: tuple[Check, ...] = (
         f"OR mean_activation < quantiles[1] * (1 - {_CLOSE})", "quantiles::VARCHAR",
     ),
     rows(
-        "features.top_pair_share", "a pair of tokens is at most as common as the commonest token",
-        "top_pair_share > top_token_share", "top_pair_share",
+        "features.top_pair_share", "a pair of tokens is at most as common as the commonest of either",
+        "top_pair_share > least(top_token_share, top_previous_share)", "top_pair_share",
     ),
     Check(
         "features.top_share", "its top head has the largest decoder share",
