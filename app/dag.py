@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from app.colours import BLUE, GREEN, ORANGE, PURPLE, RED, SKY
+from app.colours import BLUE, GREEN, PURPLE, RED, SKY, YELLOW
 from atlas.db.rows import StepRow
 
 MARKS = {
@@ -21,13 +21,13 @@ MARKS = {
     "cancelled": "–",
 }  # fmt: skip
 COLOURS = {
-    "pending": "rgba(128,128,128,.35)", "ready": SKY, "running": ORANGE, "done": BLUE, "skipped": GREEN,
+    "pending": "rgba(128,128,128,.35)", "ready": SKY, "running": YELLOW, "done": BLUE, "skipped": GREEN,
     "failed": RED, "cancelled": PURPLE,
 }  # fmt: skip
 WORDS = {"skipped": "was current"}
 """What a state is called where its own name says too little."""
 ORDER = ("done", "skipped", "running", "ready", "pending", "failed", "cancelled")
-BOX_W, BOX_H, GAP_X, GAP_Y, LANE_H, SWEEPS = 132, 52, 44, 14, 14, 4
+BOX_W, BOX_H, GAP_X, GAP_Y, LANE_H, SWEEPS = 126, 52, 38, 14, 14, 4
 LINE = "#8a8a8a"
 
 

@@ -103,7 +103,7 @@ def step_line(step: StepRow, unit: Unit | None = None) -> str:
     said = html.escape(step.error or step.message or "")
     return (
         f"<tr><td>{MARKS[step.status]} {html.escape(step.name)}</td>"
-        f"<td class='ha-left'>{WORDS.get(step.status, step.status)}</td>"
+        f"<td class='ha-left ha-nowrap'>{WORDS.get(step.status, step.status)}</td>"
         f"{_bar(_share(step), step.status == 'failed')}{numbers}<td class='ha-left'>{said}</td></tr>"
     )
 
@@ -143,7 +143,8 @@ def steps_table(run: RunRow, *, every: bool = False) -> str:
     left = {"status", "says"}
     head = "".join(f"<th{' class=ha-left' if h in left else ''}>{h}</th>" for h in _HEADINGS)
     body = "".join(lines)
-    return f"<div class='ha-scroll'><table class='ha-table'><tr><th>step</th>{head}</tr>{body}</table></div>"
+    table = f"<table class='ha-table ha-steps'><tr><th>step</th>{head}</tr>{body}</table>"
+    return f"<div class='ha-scroll'>{table}</div>"
 
 
 def workers_table(workers: Sequence[WorkerRow]) -> str:
@@ -163,9 +164,9 @@ def workers_table(workers: Sequence[WorkerRow]) -> str:
 
 
 def log_html(lines: Sequence[LogLine], *, with_step: bool) -> str:
-    """Log lines, the newest last, escaped; warnings and errors are marked beside their word."""
+    """Log lines, the newest first, escaped; warnings and errors are marked beside their word."""
     out = []
-    for line in lines:
+    for line in reversed(lines):
         kind = {"WARNING": "warn", "ERROR": "error", "CRITICAL": "error"}.get(line.level, "")
         step = f" {line.step}" if with_step else ""
         head = html.escape(f"{line.at:%H:%M:%S} {line.level}{step} [{line.worker}]")

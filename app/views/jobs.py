@@ -72,7 +72,7 @@ def _log(settings: Settings, run: RunRow) -> None:
         s.name for s in run.steps if s.status == "running"
     ]
     names = [ALL, *urgent, *(s.name for s in run.steps if s.name not in urgent)]
-    chosen = st.selectbox("Log of", names, key=f"log_{run.id}", width=420)
+    chosen = st.selectbox("Log, newest first, of", names, key=f"log_{run.id}", width=420)
     lines = read_lines(settings, run.id, step=None if chosen == ALL else chosen, last=SHOWN_LINES)
     if lines:
         st.html(log_html(lines, with_step=chosen == ALL))

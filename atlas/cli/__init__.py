@@ -34,6 +34,8 @@ COMMANDS = {
     "worker": "atlas.cli.worker",
     "workers": "atlas.cli.workers",
     "gc": "atlas.cli.gc",
+    "health": "atlas.cli.health",
+    "metrics": "atlas.cli.metrics",
     "db": "atlas.cli.db",
     "users": "atlas.cli.users",
 }

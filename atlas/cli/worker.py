@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from atlas.cli.metrics import beside_worker
 from atlas.cli.status import NO_WORKER, no_worker_yet, run_view
 from atlas.db.rows import PlanLike, RunRow
 from atlas.db.runs import create_run, load_run
@@ -34,9 +35,24 @@ POLL_SECONDS = 0.5
     help="Steps to run at once. A step uses all cores by itself (bound it with ATLAS_THREADS).",
 )
 @click.option("--name", help="The worker's name at this host; two on one host need different ones.")
-def worker(queues: str, concurrency: int, name: str | None) -> None:
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    envvar="ATLAS_METRICS_PORT",
+    help="Serve /metrics (Prometheus) and /healthz here.  [env: ATLAS_METRICS_PORT]",
+)
+@click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Where to serve them.")
+def worker(
+    queues: str, concurrency: int, name: str | None, metrics_port: int | None, metrics_address: str
+) -> None:
     """Carry out build steps that the broker at ATLAS_BROKER_URL hands out, until stopped."""
     settings = load_settings()
+    parse_queues(queues)
+    with beside_worker(metrics_port, metrics_address):
+        _work(settings, queues, concurrency, name)
+
+
+def _work(settings: Settings, queues: str, concurrency: int, name: str | None) -> None:
     names = parse_queues(queues)
     app = make_app(settings, include=("workers.tasks",))
     ensure_schema(settings)
