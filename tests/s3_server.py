@@ -1,6 +1,6 @@
 """A real S3-protocol server on a loopback port, and a wire to it that can be cut; gone when the session ends.
 
-Run as a program it serves: one request at a time, so that of two conditional writes one comes first, as in S3.
+Run as a program it serves: one request at a time, so that of two conditional writes one comes first.
 """
 
 import importlib.util

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas.store.atomic import discard, disk_errors, work_path
+from atlas.store.lake.waiting import exclusive
 
 log = logging.getLogger("atlas.lake")
 
@@ -36,19 +37,6 @@ class Copy:
 
 def _note_of(path: Path) -> Path:
     return path.with_name(f"{NOTE}{path.name}")
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock of ``path`` for the block, waiting for it; it ends with the process."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class Cache:

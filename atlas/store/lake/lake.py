@@ -6,12 +6,13 @@ from pathlib import Path
 
 from atlas.settings import Settings
 from atlas.store.atomic import discard, sweep_for
-from atlas.store.lake.cache import Cache, Held, exclusive
+from atlas.store.lake.cache import Cache, Held
 from atlas.store.lake.folders import Folders
 from atlas.store.lake.opening import lake_url_of
 from atlas.store.lake.remote import Remote
 from atlas.store.lake.shelf import Shelf
 from atlas.store.lake.states import States
+from atlas.store.lake.waiting import exclusive
 
 Whole = Callable[[Path], bool]
 """Whether a folder of this disk has all its files."""

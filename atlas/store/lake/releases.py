@@ -18,12 +18,13 @@ from atlas.errors import StoreError
 from atlas.settings import Settings
 from atlas.store.atomic import atomic_file, discard, scratch_dir
 from atlas.store.build import build_file, read_manifest
-from atlas.store.lake.cache import Cache, exclusive
+from atlas.store.lake.cache import Cache
 from atlas.store.lake.errors import LakeError, LakeMissingError, LakeUnreachableError
 from atlas.store.lake.folders import file_digest
 from atlas.store.lake.opening import lake_url_of
 from atlas.store.lake.remote import Remote
 from atlas.store.lake.shelf import INDEX, Index, Shelf, Version, parse_index
+from atlas.store.lake.waiting import exclusive
 from atlas.store.parquet import check_schema
 from atlas.store.release import ReleaseInfo, check_name
 from atlas.tables import table

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas.store.atomic import discard, fsync_path, lock, work_path
+from atlas.store.atomic import discard, fsync_path, work_path
 from atlas.store.lake.errors import Explainer, http_status, shown_url
 from atlas.store.lake.opening import changed_at, open_objects
+from atlas.store.lake.waiting import exclusive
 
 THREADS = 8
 """Objects that are sent or fetched at once."""
@@ -77,7 +78,10 @@ class Remote:
         return content, tag or hashlib.sha256(content).hexdigest()
 
     def create(self, key: str, content: bytes) -> bool:
-        """Write an object unless one of that key is there; whether this call wrote it."""
+        """Write an object unless one of that key is there; whether it holds this content now.
+
+        A request whose answer was lost is sent again and finds its own object, so contents should be unique.
+        """
         with self._explainer.explain(f"write {key}"):
             if self._kind == "folder":
                 return self._create_file(Path(self._at(key)), content)
@@ -90,13 +94,16 @@ class Remote:
         return True
 
     def swap(self, key: str, content: bytes, tag: str) -> bool:
-        """Replace the object that ``read_tagged`` gave with ``tag``; False if it changed meanwhile."""
+        """Replace the object that ``read_tagged`` gave with ``tag``; False if it changed meanwhile.
+
+        As with ``create``, contents should be unique.
+        """
         with self._explainer.explain(f"replace {key}"):
             if self._kind == "s3":
                 return self._swap_s3(key, content, tag)
             if self._kind == "folder":
                 path = Path(self._at(key))
-                with lock(path.with_name(f".lock-{path.name}")):
+                with exclusive(path.with_name(f".lock-{path.name}")):
                     return self._checked(key, content, tag)
             return self._checked(key, content, tag)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from atlas.errors import StoreError
 from atlas.store.atomic import atomic_file, disk_errors, scratch_dir
@@ -29,6 +30,10 @@ log = logging.getLogger("atlas.lake")
 PREFIX, STATE, FILES = "scratch", "state.json", "*.safetensors"
 PATIENCE = 4
 """Times as long as the last upload took is waited before the next."""
+
+
+Stamp: TypeAlias = list[tuple[str, int]]
+"""Names and times of change of what a step saved."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +120,9 @@ class States:
         When the block ends well, the state is cleared; when it fails, the last upload stays.
         """
         self.restore(name, scratch)
-        stop = threading.Event()
+        stop, arguments = threading.Event(), (name, scratch, seconds, _stamp(scratch))
         work = threading.Thread(
-            target=self._follow, args=(name, scratch, seconds, stop), name=f"lake {name}", daemon=True
+            target=self._follow, args=(*arguments, stop), name=f"lake {name}", daemon=True
         )
         work.start()
         try:
@@ -128,8 +133,10 @@ class States:
         with suppress(LakeError):
             self.clear(name)
 
-    def _follow(self, name: str, scratch: Path, seconds: float, stop: threading.Event) -> None:
-        uploaded, pause = _stamp(scratch), seconds
+    def _follow(
+        self, name: str, scratch: Path, seconds: float, uploaded: Stamp, stop: threading.Event
+    ) -> None:
+        pause = seconds
         while not stop.wait(max(pause, 0.05)):
             stamp = _stamp(scratch)
             if stamp == uploaded:
@@ -143,7 +150,7 @@ class States:
             pause = max(seconds, PATIENCE * (time.monotonic() - began))
 
 
-def _stamp(scratch: Path) -> list[tuple[str, int]]:
+def _stamp(scratch: Path) -> Stamp:
     """Changes with every file that a step saves."""
     found = []
     for path in sorted(scratch.glob(FILES)):
