@@ -160,7 +160,10 @@ def _others(scope: Scope, place: Place, who: str) -> None:
 
 
 def _finish(draft: Draft[HeadAnnotation], onward: Place | None) -> None:
-    """Save as done; go on to the next head if that worked."""
+    """Save as done; go on to the next head if that worked. A note with nothing in it is not done."""
+    if draft.is_blank():
+        draft.put("error", "nothing was written about this head yet; write a label or judge a feature first")
+        return
     if draft.save({"status": "done"}) and onward is not None:
         move(onward)
 

@@ -96,6 +96,11 @@ class Draft(Generic[N]):
             values[name] = blank if value is None else value
         return replace(self.stored, **values)
 
+    def is_blank(self) -> bool:
+        """Whether nothing at all is written or chosen."""
+        typed = self.typed()
+        return all(getattr(typed, name) == getattr(self.blank, name) for name in self.names)
+
     def save(self, changes: Mapping[str, Any] | None = None, *, over: int | None = None) -> bool:
         """Store what is typed; True if it was stored or nothing had changed.
 

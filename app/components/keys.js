@@ -135,10 +135,14 @@ function hold() {
 
 function release() {
   const held = form.held;
-  if (!held) return;
+  if (!held || held.ending) return;
   clearInterval(held.poll);
-  form.held = null;
-  if (held.keys.length) requestAnimationFrame(() => replay(held.keys));
+  held.ending = true;
+  // Keys that come before the new form has been painted still queue up behind the others.
+  requestAnimationFrame(() => {
+    form.held = null;
+    replay(held.keys);
+  });
 }
 
 // Plays keys that were held back. A key that moves on holds the rest back again.
@@ -171,7 +175,9 @@ function pressed(event) {
     if (modified && event.key !== "Enter" && event.key.toLowerCase() !== "s") return;
     event.preventDefault();
     event.stopImmediatePropagation();
-    form.held.keys.push(event);
+    // Pressed once more because nothing seemed to happen: the next head must not be saved with nothing in it.
+    const again = (modified && event.key === "Enter") || MOVES.includes(event.key.toLowerCase());
+    if (!(again && !form.held.keys.length)) form.held.keys.push(event);
     return;
   }
   const active = deepActive();
