@@ -9,8 +9,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -55,15 +57,19 @@ def stop(process: "subprocess.Popen[bytes]", seconds: float = 20) -> None:
 class RedisServer:
     """A Redis that can be stopped and started again on the same port."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps: bool = False) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
+        self.folder = tempfile.mkdtemp(prefix="atlas-redis-")
+        self.keeps = keeps
+        """Whether it writes down every message, and has them again after a restart."""
 
     def start(self) -> None:
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        options += ["--appendonly", "yes" if self.keeps else "no", "--appendfsync", "always"]
         self.process = subprocess.Popen(
-            ["redis-server", *options], cwd=tempfile.gettempdir(), stdout=subprocess.DEVNULL
+            ["redis-server", *options], cwd=self.folder, stdout=subprocess.DEVNULL
         )
         wait_until("redis answers", self._answers)
 
@@ -77,6 +83,63 @@ class RedisServer:
     def stop(self) -> None:
         if self.process is not None:
             stop(self.process)
+
+    def flush(self) -> None:
+        with redis.Redis.from_url(self.url) as client:
+            client.flushall()
+
+    def lose(self) -> None:
+        """While it is stopped: what it wrote down is gone."""
+        shutil.rmtree(Path(self.folder) / "appendonlydir", ignore_errors=True)
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Proxy:
+    """A network between client and server that can be cut: connections stay, but nothing comes through."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.whole = threading.Event()
+        self.whole.set()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+        self.open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.listener.accept()
+                self.whole.wait()
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                return
+            self.open += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self.whole.wait()
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        self.whole.clear()
+
+    def mend(self) -> None:
+        self.whole.set()
+
+    def close(self) -> None:
+        self.mend()
+        for end in (self.listener, *self.open):
+            end.close()
 
 
 def _postgres_bin() -> Path | None:
@@ -144,9 +207,11 @@ class PostgresServer:
         with psycopg.connect(where, autocommit=True) as connection:
             connection.execute(statement)
 
-    def database(self) -> str:
+    def database(self, template: str | None = None) -> str:
+        """The URL of a new database, empty or a copy of another, to which nobody may be connected."""
         name = f"atlas_{uuid4().hex[:12]}"
-        self.execute(f"CREATE DATABASE {name}")
+        like = f" TEMPLATE {template.rpartition('/')[2]}" if template else ""
+        self.execute(f"CREATE DATABASE {name}{like}")
         return f"postgresql://atlas:not-shown@127.0.0.1:{self.port}/{name}"
 
     def stop(self) -> None:
@@ -166,7 +231,7 @@ def redis_server() -> Iterator[RedisServer]:
     server = RedisServer()
     server.start()
     yield server
-    server.stop()
+    server.remove()
 
 
 @pytest.fixture

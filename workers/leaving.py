@@ -6,19 +6,23 @@ that parent and children share says that it should not.
 
 import mmap
 
-_BYTE = mmap.mmap(-1, 1)
+
+class _Flag:
+    """The byte; every worker takes a new one before it forks its children."""
+
+    byte = mmap.mmap(-1, 1)
+
+
+def stay() -> None:
+    """A worker begins: it and the children forked from now on are not asked to leave."""
+    _Flag.byte = mmap.mmap(-1, 1)
 
 
 def ask() -> None:
-    """Ask every process forked from this one, and this one, to hand its step back."""
-    _BYTE[0] = 1
+    """Ask every process forked from this worker to hand its step back."""
+    _Flag.byte[0] = 1
 
 
 def asked() -> bool:
     """Whether the worker is ending."""
-    return _BYTE[0] != 0
-
-
-def stay() -> None:
-    """Take it back: a worker begins."""
-    _BYTE[0] = 0
+    return _Flag.byte[0] != 0
