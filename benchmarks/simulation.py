@@ -62,7 +62,7 @@ class Rates:
     disk: float = 1e9
     """Bytes per second, written and read again."""
     start: float = 5.0
-    """Seconds before a step of a model begins, beside reading the weights: a process, torch, the tokenizer."""
+    """Seconds before a step of a model begins, beside reading the weights: process, torch, tokenizer."""
     summarise: float = 1.3e-3
     """Seconds of a feature's summaries on two cores, as measured (docs/build.md)."""
     attribute: float = 0.6e-3
