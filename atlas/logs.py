@@ -199,7 +199,8 @@ def set_up_logging(settings: Settings, *, service: bool = False) -> None:
     handler.setFormatter(formatter(settings.log_format or "text"))
     handler.setLevel(settings.log_level if chosen else logging.WARNING)
     if not chosen:
-        handler.addFilter(lambda record: record.name != "py.warnings")
+        # What ends a step is said by the command that runs it; libraries' warnings are for the step's log.
+        handler.addFilter(lambda record: record.name not in ("py.warnings", "atlas.step"))
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, _Stderr)]:
         root.removeHandler(old)
