@@ -97,8 +97,9 @@ def _of_heads(draw: Draw) -> Iterator[Case]:
     for k, n in ((10, 3), (50, 10)):
         yield Case("head", f"summaries, {k}", features.summaries, lambda k=k: draw.features(k))
         yield Case("head", f"logits, {k}", features.logits, lambda k=k: (*draw.features(k), 8))
-        yield Case("head", f"examples, {k} x {n}", examples.examples,
-                   lambda k=k, n=n: (*draw.features(k), ("top",), n))  # fmt: skip
+        # The view asks for the cards of ten features at a time, however many it shows.
+        yield Case("head", f"examples, 10 x {n}", examples.examples,
+                   lambda n=n: (*draw.features(10), ("top",), n))  # fmt: skip
 
 
 def _of_features(draw: Draw) -> Iterator[Case]:

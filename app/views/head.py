@@ -20,6 +20,7 @@ from atlas.store.queries import evidence, examples, features, heads, overview
 from atlas.store.queries.heads import HeadFeature
 from atlas.store.queries.overview import SaeRef
 
+CARDS_AT_ONCE = 10
 _NAME = re.compile(r"L(\d{1,4})H(\d{1,4})", re.IGNORECASE)
 
 
@@ -114,15 +115,17 @@ def _labels(scope: Scope, sae: str, who: str, own: bool) -> dict[int, str]:
             found[note.feature] = note.label
     return found
 
-
 Scoped = tuple[Scope, SaeRef, Place]
 
 
 def _examples(at: Scoped, ids: tuple[int, ...], n: int, texts: Texts) -> dict[int, list[dict[str, Any]]]:
     scope, ref, _ = at
     kept: dict[int, list[dict[str, Any]]] = {}
-    for one in scope.ask(examples.examples, ref.sae, ids, ("top",), n):
-        kept.setdefault(one.feature, []).append(example(one, texts))
+    # A few features at a time: showing more of them asks only for those that were not shown yet.
+    for start in range(0, len(ids), CARDS_AT_ONCE):
+        some = ids[start : start + CARDS_AT_ONCE]
+        for one in scope.ask(examples.examples, ref.sae, some, ("top",), n):
+            kept.setdefault(one.feature, []).append(example(one, texts))
     return kept
 
 
