@@ -115,6 +115,7 @@ def _labels(scope: Scope, sae: str, who: str, own: bool) -> dict[int, str]:
             found[note.feature] = note.label
     return found
 
+
 Scoped = tuple[Scope, SaeRef, Place]
 
 
