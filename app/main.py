@@ -6,8 +6,8 @@ from pathlib import Path
 import streamlit as st
 
 from app import access, navigation, state, style
-from app.views import atlas as atlas_view
-from app.views import feature, head, jobs, overview, search, sql, training
+from app.views import agreement, atlas as atlas_view, queue, survey
+from app.views import feature, head, jobs, overview, search, sql, training, try_text
 from atlas.errors import AtlasError, StoreError
 from atlas.settings import Settings, load_settings
 from atlas.store import published
@@ -29,8 +29,12 @@ def _pages() -> dict[str, st.Page]:
         "overview": page(overview.render, title="Overview", url_path="overview"),
         "atlas": page(atlas_view.render, title="Atlas", url_path="atlas"),
         "head": page(head.render, title="Head", url_path="head"),
+        "queue": page(queue.render, title="Queue", url_path="queue"),
+        "agreement": page(agreement.render, title="Agreement", url_path="agreement"),
+        "survey": page(survey.render, title="Survey", url_path="survey"),
         "feature": page(feature.render, title="Feature", url_path="feature"),
         "search": page(search.render, title="Search", url_path="search"),
+        "try": page(try_text.render, title="Try a text", url_path="try"),
         "training": page(training.render, title="Training", url_path="training"),
         "sql": page(sql.render, title="SQL", url_path="sql"),
         "jobs": page(jobs.render, title="Jobs", url_path="jobs"),

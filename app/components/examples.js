@@ -3,6 +3,7 @@
 const GROUP_NAMES = {
   top: "Strongest examples",
   random: "Drawn from all its active tokens",
+  own: "Your text, at the tokens on which it fires most strongly",
   negative: "Near misses: did not fire. The number is the pre-activation",
 };
 const WHY_MISS = "Near miss: did not fire. DFA is kept for examples on which the feature fires.";

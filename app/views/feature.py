@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import streamlit as st
 
-from app import access, families, feature_charts, feature_evidence, navigation, notes, state, style
+from app import access, families, feature_charts, feature_evidence, navigation, notes, own_text, state, style
 from app.components import draw
 from app.components.payload import Texts, example, rounded
 from app.state import Scope
@@ -211,6 +211,7 @@ def render() -> None:
     feature_evidence.writes(scope, ref, number, row)
     feature_evidence.by_head(scope, ref, number)
     feature_evidence.related(scope, ref, number)
+    own_text.try_text(scope, ref, number, NO_DFA)
     style.section("Examples", "point at one to see which heads and sources made it fire; click to pin it")
     draw.feature_examples("examples", example_data(scope, ref, number, row))
     _browse(scope, ref)

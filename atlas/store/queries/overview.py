@@ -175,3 +175,8 @@ def readable(value: str) -> object:
         return json.loads(value)
     except ValueError:
         return value
+
+
+def sae_digests(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """SHA-256 of every SAE's tensors, by name."""
+    return dict(con.execute("SELECT sae, digest FROM saes ORDER BY sae").fetchall())
