@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "atlas.cli.report",
     "study": "atlas.cli.study",
     "circuit": "atlas.cli.circuit",
+    "ioi": "atlas.cli.ioi",
     "schema": "atlas.cli.schema",
     "releases": "atlas.cli.releases",
     "verify": "atlas.cli.verify",
@@ -37,6 +38,7 @@ COMMANDS = {
     "health": "atlas.cli.health",
     "metrics": "atlas.cli.metrics",
     "db": "atlas.cli.db",
+    "annotations": "atlas.cli.annotations",
     "users": "atlas.cli.users",
 }
 """Each command and the module that holds it under its own name."""
