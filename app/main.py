@@ -6,8 +6,8 @@ from pathlib import Path
 import streamlit as st
 
 from app import access, navigation, state, style
-from app.views import agreement, atlas as atlas_view, queue, survey
-from app.views import feature, head, jobs, overview, search, sql, training, try_text
+from app.views import agreement, feature, head, jobs, overview, queue, search, sql, survey, training, try_text
+from app.views import atlas as atlas_view
 from atlas.errors import AtlasError, StoreError
 from atlas.settings import Settings, load_settings
 from atlas.store import published
