@@ -131,7 +131,7 @@ def test_a_whole_folder_stays_unless_it_is_to_be_replaced(remote, folder):
     second, same = steps.publish("x-1", folder, replace=True)
     assert same
     assert steps.find("x-1").files == second.files == inventory_of(folder).files
-    assert steps.orphans(time.time() + 60) == []
+    assert steps.orphans(time.time() + 60) == {}
 
 
 @pytest.mark.parametrize(
@@ -183,12 +183,12 @@ def test_what_a_dead_writer_left_is_found_after_a_while(remote, folder):
     remote.send({"steps/y-1/dead/rows.parquet": folder / "rows.parquet"})
     assert steps.find("y-1") is None
     assert [e.name for e in steps.entries()] == ["x-1"]
-    assert steps.orphans(time.time() - 3600) == []
+    assert steps.orphans(time.time() - 3600) == {}
     left = steps.orphans(time.time() + 60)
-    assert left == ["steps/x-1/dead/rows.parquet", "steps/y-1/dead/rows.parquet"]
+    assert left == {"steps/x-1/dead/rows.parquet": 100_000, "steps/y-1/dead/rows.parquet": 100_000}
     remote.delete(left)
     assert steps.is_whole("x-1")
-    assert steps.orphans(time.time() + 60) == []
+    assert steps.orphans(time.time() + 60) == {}
 
 
 @pytest.mark.server

@@ -244,8 +244,8 @@ def test_what_a_dead_publisher_left_is_found(at, publish, memory, tmp_path):
     (tmp_path / "half").write_bytes(b"half")
     Remote(memory).send({"releases/little/little-v0002-dead.duckdb": tmp_path / "half"})
     shelf = Shelf(Remote(memory))
-    assert shelf.orphans(time.time() - 3600) == []
-    assert shelf.orphans(time.time() + 60) == ["releases/little/little-v0002-dead.duckdb"]
+    assert shelf.orphans(time.time() - 3600) == {}
+    assert shelf.orphans(time.time() + 60) == {"releases/little/little-v0002-dead.duckdb": 4}
 
 
 def test_the_command_lists_without_copying_and_removes(at, publish, memory, monkeypatch):

@@ -36,7 +36,7 @@ class Freed:
 
     name: str
     what: str
-    """output, half-written output, half-written release, checkpoint or lock."""
+    """output, half-written output, half-written release, half-written upload, checkpoint or lock."""
     size: int
     """Bytes."""
 
@@ -55,7 +55,12 @@ def collect(settings: Settings, *, grace: float, dry_run: bool = False) -> list[
             found += [*work.step(name), *left]
             if not (dry_run and left):
                 atomic.unlock(path)
-    return found + _left_releases(settings, dry_run)
+    found += _left_releases(settings, dry_run)
+    if settings.lake_url is not None:
+        from atlas.pipeline.garbage_lake import collect_lake
+
+        found += collect_lake(settings, grace=grace, dry_run=dry_run)
+    return found
 
 
 def _names(steps: Path) -> set[str]:

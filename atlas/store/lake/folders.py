@@ -178,12 +178,12 @@ class Folders:
             if self._inventory(name) in found
         ]
 
-    def orphans(self, before: float) -> list[str]:
-        """Keys of what dead writers left, all of it written before a time (seconds since 1970).
+    def orphans(self, before: float) -> dict[str, int]:
+        """Keys and bytes of what dead writers left, all of it written before a time (seconds since 1970).
 
         Give a time some hours ago: what a writer is just uploading belongs to no inventory either.
         """
-        keys: list[str] = []
+        keys: dict[str, int] = {}
         for name, found in self._by_name():
             inventory = self.find(name)
             mine = self._key(name, inventory.attempt) if inventory else None
@@ -192,12 +192,11 @@ class Folders:
                 for key, stored in found.items()
                 if key != self._inventory(name) and not (mine and key.startswith(mine))
             }
-            attempts: dict[str, list[tuple[str, float]]] = {}
+            newest: dict[str, float] = {}
             for key, stored in rest.items():
-                attempts.setdefault(key.split("/")[2], []).append((key, stored.changed))
-            for written in attempts.values():
-                if all(changed < before for _, changed in written):
-                    keys += [key for key, _ in written]
+                attempt = key.split("/")[2]
+                newest[attempt] = max(newest.get(attempt, 0.0), stored.changed)
+            keys |= {key: one.size for key, one in rest.items() if newest[key.split("/")[2]] < before}
         return keys
 
     def _by_name(self) -> Iterator[tuple[str, dict[str, Stored]]]:

@@ -69,9 +69,9 @@ class Lake:
             stack.enter_context(self.states.following(name, scratch, self.seconds))
             yield held
 
-    def orphans(self, before: float) -> list[str]:
-        """Keys of what dead writers left in the lake, written before a time (seconds since 1970)."""
-        return [*self.steps.orphans(before), *self.saes.orphans(before), *self.shelf.orphans(before)]
+    def orphans(self, before: float) -> dict[str, int]:
+        """Keys and bytes of what dead writers left in the lake before a time (seconds since 1970)."""
+        return self.steps.orphans(before) | self.saes.orphans(before) | self.shelf.orphans(before)
 
     def delete(self, keys: list[str]) -> None:
         """Remove objects by key."""

@@ -198,12 +198,12 @@ class Shelf:
         self._forget(name, found[0].file)
         return found[0]
 
-    def orphans(self, before: float) -> list[str]:
-        """Keys of files that no index names, written before a time (seconds since 1970)."""
-        keys = []
+    def orphans(self, before: float) -> dict[str, int]:
+        """Keys and bytes of files that no index names, written before a time (seconds since 1970)."""
+        keys: dict[str, int] = {}
         for name in self.names():
             listing = self.remote.listing(f"{PREFIX}/{name}/")
             index = self.index(name) or Index()
             named = {self.key(name, INDEX), *(self.key(name, one.file) for one in index.versions)}
-            keys += [key for key, stored in listing.items() if key not in named and stored.changed < before]
+            keys |= {k: one.size for k, one in listing.items() if k not in named and one.changed < before}
         return keys

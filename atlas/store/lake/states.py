@@ -22,7 +22,7 @@ from typing import TypeAlias
 from atlas.errors import StoreError
 from atlas.store.atomic import atomic_file, disk_errors, scratch_dir
 from atlas.store.lake.errors import LakeError
-from atlas.store.lake.folders import file_digest
+from atlas.store.lake.folders import Entry, file_digest
 from atlas.store.lake.remote import Remote
 
 log = logging.getLogger("atlas.lake")
@@ -108,6 +108,19 @@ class States:
         """Remove what a finished step saved."""
         self.remote.delete([self._key(name, STATE)])
         self.remote.remove(self._key(name, ""))
+
+    def entries(self) -> list[Entry]:
+        """Every state with its bytes and when it was last written."""
+        found = []
+        for name in self.names():
+            listing = self.remote.listing(self._key(name, ""))
+            if listing:
+                size, changed = (
+                    sum(s.size for s in listing.values()),
+                    max(s.changed for s in listing.values()),
+                )
+                found.append(Entry(name, size, changed))
+        return found
 
     def names(self) -> list[str]:
         """Steps that left a state."""
