@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from atlas.store.reports import Part
 
-KINDS = ("qk", "heads", "sweep", "layers", "pruning", "stages", "training", "families")
+KINDS = ("qk", "heads", "sweep", "layers", "pruning", "stages", "training", "families", "induction", "tasks")
 FIGURES = ("sweep", "training")
 ENDINGS = (".html", ".svg", ".png")
 _LACKING = {
@@ -28,6 +28,8 @@ _LACKING = {
     "stages": "SAEs that were pruned or finetuned",
     "training": "SAEs that were trained here",
     "families": "SAEs on z of whole layers",
+    "induction": "measurements of induction (made by an older version, it has none)",
+    "tasks": "tasks on which heads were ablated",
 }
 _CURVES = (
     ("mse_loss", "squared error (log)", True, ".3~r"),
@@ -64,6 +66,8 @@ def report(kind: str, release: str | None, model: str | None, form: str, figure:
     against their settings. layers: quality by layer, beside the model's own loss. pruning: features by
     criterion. stages: quality after training, pruning and finetuning. training: where every training ended.
     families: heads by what their features read, and how well that agrees with attention scores.
+    induction: long-prefix and short-prefix induction heads, and the evidence. tasks: what each task loses
+    without a head.
     """
     from atlas.store.connection import cursor, open_release
     from atlas.store.published import current

@@ -12,6 +12,7 @@ STUDIES = {
     "sweep": ("sweep",),
     "layers": ("layers", "pruning", "stages"),
     "revival": ("training", "sweep"),
+    "induction": ("induction", "tasks"),
 }
 """Each study and the reports that show its result; its config is ``resources/studies/NAME.toml``."""
 
@@ -34,7 +35,7 @@ def study(ctx: click.Context, name: str, dry_run: bool, config: bool) -> None:
     qk: quality of SAEs on q and k of single heads (seed 000's table). sweep: width and L1 coefficient
     against L0, quality and dead features. layers: SAEs of every layer's z, attn_out and mlp_out, then
     pruned and finetuned (seed 003's tables). revival: dead features with each remedy, with and without
-    decoder bias.
+    decoder bias. induction: which heads want long prefixes, and tasks without each head (seed 001).
     """
     from atlas.cli.build import run_build
     from atlas.cli.report import report

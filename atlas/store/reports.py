@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from atlas.store.queries import quality, training
 from atlas.store.reports_families import families
+from atlas.store.reports_induction import induction, tasks
 from atlas.store.reports_shown import Part, Shown
 
 __all__ = ["KINDS", "Part", "Shown", "written"]
@@ -213,6 +214,8 @@ KINDS: dict[str, Callable[[duckdb.DuckDBPyConnection, str], list[Part]]] = {
     "stages": stages,
     "training": trainings,
     "families": families,
+    "induction": induction,
+    "tasks": tasks,
 }
 """The reports, by name."""
 
