@@ -61,7 +61,7 @@ def make_app(settings: Settings, include: Sequence[str] = ()) -> Celery:
         broker_transport_options={
             "visibility_timeout": DAY,
             "socket_connect_timeout": 5,
-            # A network that swallows packets must not hold a worker that wants to send: the step is sent later.
+            # A network that swallows packets must not hold a worker that sends: the step is sent later.
             "socket_timeout": 20,
             "socket_keepalive": True,
             "health_check_interval": 25,
@@ -103,9 +103,27 @@ def send_steps(settings: Settings, run_id: str, steps: Collection[StepRow], *, c
                     retry_policy=policy,
                 )
     except (OperationalError, KombuError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BrokerError(f"broker {shown_broker(settings)} cannot be reached: {reason}") from error
-    mark_enqueued(settings, run_id, [step.name for step in steps])
+        raise _broker_error(settings, error) from error
+    mark_enqueued(settings, run_id, [step.name for step in steps], countdown=countdown)
+
+
+def empty_queues(settings: Settings) -> frozenset[str]:
+    """The queues in which no message waits; BrokerError when the broker cannot be reached."""
+    try:
+        with make_app(settings) as app, app.connection_for_write() as connection:
+            channel = connection.default_channel
+            return frozenset(
+                queue.name
+                for queue in app.conf.task_queues
+                if not queue(channel).queue_declare().message_count
+            )
+    except (OperationalError, KombuError, OSError) as error:
+        raise _broker_error(settings, error) from error
+
+
+def _broker_error(settings: Settings, error: Exception) -> BrokerError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return BrokerError(f"broker {shown_broker(settings)} cannot be reached: {reason}")
 
 
 def send_ready(

@@ -71,11 +71,13 @@ def run(request):
     for stream in (1, 2):
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    import workers.tasks
     from atlas import cli
     from atlas.pipeline import retries
 
     retries.back_off = lambda attempt: 0.1 * 2**attempt  # the same, twenty times faster
     retries.WAIT_SECONDS = 1.0
+    workers.tasks.HOUSEKEEPING_SECONDS = 3.0  # of 15
     if "ATLAS_TEST_HOST" in os.environ:
         socket.gethostname = lambda: os.environ["ATLAS_TEST_HOST"]
     if request["fault"]:

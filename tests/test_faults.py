@@ -315,7 +315,7 @@ def test_out_of_memory(lab, recovered, kind):
     lab.worker({"do": "memory", "kind": kind, "times": 2})
     build = lab.build()
     recovered(build, began)
-    assert "batches of 1/4" in lab.started[0].said
+    assert "batches of 1/4" in lab.started[0].said, lab.started[0].said
     run = lab.check()
     assert {step.attempts for step in run.steps} <= {0, 1}
 

@@ -23,14 +23,15 @@ from atlas.db.runs import active_runs, load_run, unsent_steps
 from atlas.errors import AtlasError, Cancelled, ConfigError, HandedBack
 from atlas.pipeline.interrupts import interruptible
 from atlas.pipeline.retries import MAX_ATTEMPTS, judge
-from atlas.queue import send_ready, send_steps
+from atlas.queue import empty_queues, send_ready, send_steps
 from atlas.settings import Settings
 from atlas.units import unit_of
 from workers import leaving
 
 log = logging.getLogger("atlas.worker")
 
-RESEND_SECONDS = 600.0
+LOST_SECONDS, RESEND_SECONDS = 10.0, 600.0
+"""After these a message is sent again: if its queue is empty, and in any case."""
 
 
 def _work(settings: Settings, step: StepRow, owner: str) -> None:
@@ -120,5 +121,19 @@ def housekeep(settings: Settings) -> None:
         left = release_left_steps(settings, run.id)
         if left:
             log.warning("run %s: the holder of %s is gone; it is sent again", run.id, ", ".join(left))
-    for step in unsent_steps(settings, resend_after=RESEND_SECONDS):
+    for step in _unsent(settings):
         send_steps(settings, step.run_id, [step])
+
+
+def _unsent(settings: Settings) -> list[StepRow]:
+    """Ready steps of which no message is known, or whose message the broker seems to have lost.
+
+    A message that no worker has taken waits in its queue. Where the queue is empty and the step still ready
+    some seconds later, it is gone; a second one does no harm.
+    """
+    waiting = unsent_steps(settings, resend_after=LOST_SECONDS)
+    if not waiting:
+        return []
+    empty = empty_queues(settings)
+    long_ago = {(step.run_id, step.name) for step in unsent_steps(settings, resend_after=RESEND_SECONDS)}
+    return [step for step in waiting if step.queue in empty or (step.run_id, step.name) in long_ago]

@@ -11,6 +11,7 @@ from rich.live import Live
 
 from atlas.cli.metrics import beside_worker
 from atlas.cli.status import NO_WORKER, no_worker_yet, run_view
+from atlas.db.engine import UnreachableError
 from atlas.db.rows import PlanLike, RunRow
 from atlas.db.runs import create_run, load_run
 from atlas.db.schema import ensure_schema
@@ -21,6 +22,8 @@ from atlas.queue import make_app, parse_queues, send_ready, shown_broker
 from atlas.settings import Settings, load_settings
 
 POLL_SECONDS = 0.5
+AWAY_SECONDS = 300.0
+"""How long a database may be away before nobody looks any more; the run goes on by itself."""
 
 
 @click.command()
@@ -102,13 +105,25 @@ def wait(run_id: str, settings: Settings) -> RunRow:
     return run
 
 
+def _look(run_id: str, settings: Settings) -> RunRow:
+    """The run as it is now; a database that restarts is waited for."""
+    patience = time.monotonic() + AWAY_SECONDS
+    while True:
+        try:
+            return load_run(settings, run_id)
+        except UnreachableError:
+            if time.monotonic() > patience:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
 def _follow(run_id: str, settings: Settings) -> RunRow:
     console = Console(stderr=True)
     if not console.is_terminal:
         return _follow_lines(run_id, settings)
     with Live(console=console, refresh_per_second=4) as live:
         while True:
-            run = load_run(settings, run_id)
+            run = _look(run_id, settings)
             live.update(run_view(run))
             if run.ended:
                 return run
@@ -120,7 +135,7 @@ def _follow_lines(run_id: str, settings: Settings) -> RunRow:
     said: dict[str, str] = {}
     warned = False
     while True:
-        run = load_run(settings, run_id)
+        run = _look(run_id, settings)
         for step in run.steps:
             if step.status != said.get(step.name, "pending"):
                 click.echo(f"{step.name}: {step.status}{f' ({step.error})' if step.error else ''}", err=True)

@@ -166,11 +166,11 @@ def ready_steps(settings: Settings, run_id: str) -> list[StepRow]:
     return [step for step in load_run(settings, run_id).steps if step.status == "ready"]
 
 
-def mark_enqueued(settings: Settings, run_id: str, names: Collection[str]) -> None:
-    """Note that a message for each of these steps was sent."""
+def mark_enqueued(settings: Settings, run_id: str, names: Collection[str], *, countdown: float = 0) -> None:
+    """Note that a message for each of these steps was sent, to be worked on after ``countdown`` seconds."""
     with writing(settings) as session:
         where = and_(RunStep.run_id == run_id, RunStep.name.in_(names), RunStep.status == "ready")
-        changed(session, where, enqueued_at=clock(session))
+        changed(session, where, enqueued_at=clock(session) + timedelta(seconds=countdown))
 
 
 def unsent_steps(settings: Settings, *, resend_after: float) -> list[StepRow]:

@@ -22,9 +22,14 @@ WORK_PREFIX = ".work-"
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn any OSError in the block into a StoreError of one line that names ``path`` and the reason."""
+    """Turn an OSError of the disk in the block into a StoreError of one line with ``path`` and the reason.
+
+    A connection that broke or a time-out, which the work in the block may meet as well, passes.
+    """
     try:
         yield
+    except (ConnectionError, TimeoutError):
+        raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         if error.filename is not None and WORK_PREFIX not in str(error.filename):
