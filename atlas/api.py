@@ -19,6 +19,8 @@ from atlas.errors import QueryError
 from atlas.settings import Settings, load_settings
 from atlas.store import published, release
 from atlas.store.connection import open_release
+from atlas.store.studies import study_tables
+from atlas.store.study_tables import STUDY_TABLES
 from atlas.store.views import VIEWS
 from atlas.tables import TABLES
 
@@ -36,11 +38,11 @@ class Atlas:
     @property
     def tables(self) -> tuple[str, ...]:
         """The names that SQL can use: the release's tables and views, and the annotation tables."""
-        return (*TABLES, *(view.name for view in VIEWS), *SCHEMAS, "manifest", "provenance")
+        return (*TABLES, *(view.name for view in VIEWS), *SCHEMAS, *STUDY_TABLES, "manifest", "provenance")
 
     def sql(self, text: str) -> pa.Table:
         """The rows of one query as an Arrow table; QueryError with DuckDB's message if it fails."""
-        notes = arrow_tables(self._settings)
+        notes = {**arrow_tables(self._settings), **study_tables(self._settings)}
         with self._lock:
             for name, table in notes.items():
                 self._connection.register(name, table)
@@ -55,7 +57,7 @@ class Atlas:
         ``atlas.relation("features").filter("alive").limit(5).df()`` gives pandas, ``.pl()`` polars,
         ``.arrow()`` Arrow. Annotations are as they are now. QueryError if the query does not parse.
         """
-        notes = arrow_tables(self._settings)
+        notes = {**arrow_tables(self._settings), **study_tables(self._settings)}
         with self._lock:
             for name, table in notes.items():
                 self._connection.register(name, table)

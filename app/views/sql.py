@@ -15,6 +15,8 @@ from app.state import Scope
 from atlas.db.arrow import SCHEMAS, arrow_tables
 from atlas.errors import QueryError
 from atlas.store.sandbox import Result, prewarm, run_sql
+from atlas.store.studies import study_tables
+from atlas.store.study_tables import STUDY_TABLES
 from atlas.store.views import VIEWS
 from atlas.tables import TABLES, Column
 
@@ -72,7 +74,7 @@ def _details(name: str, meaning: str, columns: Iterable[tuple[str, str]]) -> str
 def schema_html() -> str:
     """Tables, views and notes with their columns and what these mean."""
     parts = []
-    for table in TABLES.values():
+    for table in (*TABLES.values(), *STUDY_TABLES.values()):
         columns = [(c.name, _meaning(c)) for c in table.columns]
         parts.append(_details(table.name, f"one row per {table.row}", columns))
     parts += [_details(view.name, "view", [("", view.meaning)]) for view in VIEWS]
@@ -95,8 +97,8 @@ def _ask(scope: Scope, sql: str) -> Result | None:
     try:
         with st.spinner("Asking"):
             return run_sql(
-                sql, scope.release.path, arrow_tables(settings), seconds=settings.query_seconds,
-                memory=settings.query_memory, rows=settings.query_rows,
+                sql, scope.release.path, {**arrow_tables(settings), **study_tables(settings)},
+                seconds=settings.query_seconds, memory=settings.query_memory, rows=settings.query_rows,
             )  # fmt: skip
     except QueryError as error:
         st.error("The query was not run, or did not finish.", icon=":material/error:")

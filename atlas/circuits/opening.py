@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from jaxtyping import Int
 from torch import Tensor
 
@@ -28,8 +30,8 @@ from atlas.lm.runtime import prepare_torch
 from atlas.sae.model import SAE
 from atlas.settings import Settings, load_settings
 from atlas.store.connection import cursor, open_release
-from atlas.store.queries import overview
 from atlas.store.published import current
+from atlas.store.queries import overview
 from atlas.store.release import ReleaseInfo
 
 
@@ -131,3 +133,12 @@ def _load(settings: Settings, name: str, digest: str, model: LanguageModel) -> S
     if sae.digest() != digest:
         raise SAEError(f"the weights of SAE {name!r} on this machine are not those of the release")
     return sae.to(model.device)
+
+
+def release_text(release: ReleaseInfo, blocks: int) -> npt.NDArray[np.int64]:
+    """Token ids [blocks, context] of the first blocks of a release's text; SAEError if it holds none."""
+    con = cursor(open_release(release.path))
+    found = _rows(con, "SELECT tokens FROM docs WHERE block < ? ORDER BY block", [blocks])
+    if not found:
+        raise SAEError(f"release {release.label!r} holds no text")
+    return np.array([tokens for (tokens,) in found], np.int64)

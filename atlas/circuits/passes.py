@@ -80,7 +80,7 @@ class Reads:
     """A LayerNorm takes the mean out of its input; an RMSNorm does not."""
 
     def back(
-        self, direction: Float[Tensor, "*n d_model"], scale: Float[Tensor, "*n 1"]
+        self, direction: Float[Tensor, "*n d_model"], scale: Float[Tensor, "*scales 1"]
     ) -> Float[Tensor, "*n d_model"]:
         """g with norm(x) . direction = x . g + bias . direction, the norm's scale held fixed.
 

@@ -1,10 +1,13 @@
 """``atlas schema``: every table and column with its meaning, for the terminal or the reference page."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import click
 
+from atlas.cli.schema_reviews import REVIEWS
 from atlas.errors import StoreError, one_of
+from atlas.tables import Table
 
 _HEAD_KEY = {"model": "the model's name", "layer": "layer, from 0", "head": "head, from 0"}
 _FEATURE_KEY = {"sae": "the SAE", "feature": "index of the feature in its SAE"}
@@ -58,7 +61,9 @@ ANNOTATIONS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
-_UNITS = {"seconds_spent": "seconds", "created_at": "UTC", "updated_at": "UTC", "saved_at": "UTC"}
+ANNOTATIONS |= REVIEWS
+_UNITS = {"seconds_spent": "seconds", **{name: "UTC" for name in (
+    "created_at", "updated_at", "saved_at", "merged_at", "withdrawn_at", "decided_at", "rated_at")}}  # fmt: skip
 
 
 class Field(NamedTuple):
@@ -82,13 +87,18 @@ class Entry(NamedTuple):
 
 
 def entries() -> tuple[Entry, ...]:
-    """Every table of a release, its views, and the annotation tables."""
-    return (*_release_tables(), *_views(), *_annotation_tables())
+    """Every table of a release, its views, the annotation tables, and those of studies."""
+    return (*_release_tables(), *_views(), *_annotation_tables(), *_study_tables())
 
 
 def _release_tables() -> list[Entry]:
-    from atlas.store.build import sql_type
     from atlas.tables import TABLES
+
+    return _entries(TABLES.values())
+
+
+def _entries(tables: Iterable[Table]) -> list[Entry]:
+    from atlas.store.build import sql_type
 
     return [
         Entry(
@@ -97,8 +107,14 @@ def _release_tables() -> list[Entry]:
             table.key,
             tuple(Field(c.name, sql_type(c.type), c.meaning, c.unit, c.nullable) for c in table.columns),
         )
-        for table in TABLES.values()
+        for table in tables
     ]
+
+
+def _study_tables() -> list[Entry]:
+    from atlas.store.study_tables import STUDY_TABLES
+
+    return _entries(STUDY_TABLES.values())
 
 
 def _views() -> list[Entry]:
@@ -167,8 +183,9 @@ def to_markdown(tables: tuple[Entry, ...]) -> str:
         "# Tables",
         "",
         "Made by `atlas schema --markdown > docs/tables.md` from the declarations in `atlas/tables.py`,",
-        "`atlas/store/views.py` and `atlas/db/arrow.py`. Indices start at 0. The annotation tables come from",
-        "the annotation database and are joined when a query runs.",
+        "`atlas/store/views.py`, `atlas/db/arrow.py` and `atlas/store/study_tables.py`. Indices start at 0.",
+        "The annotation tables come from the annotation database, those with a column `study` from studies",
+        "(see circuits.md); both are joined when a query runs.",
     ]
     for entry in tables:
         key = f" Sorted by and unique in {', '.join(f'`{k}`' for k in entry.key)}." if entry.key else ""

@@ -49,6 +49,7 @@ def sql(
 
     prewarm()  # it starts while the rest is imported
     from atlas.db.arrow import arrow_tables
+    from atlas.store.studies import study_tables
     from atlas.store.published import current
 
     settings = load_settings()
@@ -57,7 +58,7 @@ def sql(
     result = run_sql(
         sys.stdin.read() if query == "-" else query,
         current(settings, release).path,
-        arrow_tables(settings),
+        {**arrow_tables(settings), **study_tables(settings)},
         seconds=seconds or settings.query_seconds,
         memory=settings.query_memory,
         rows=rows,
