@@ -229,9 +229,12 @@ batch = 512
 blocks = 4
 [analysis]
 blocks = 24
-shard_blocks = 12
+shard_blocks = 24
+loss_blocks = 4
 [heads]
 repeats = 2
+prompts = 1
+ablation_blocks = 1
 """
 
 
