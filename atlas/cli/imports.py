@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from atlas.errors import SAEError
-from atlas.settings import load_settings
+from atlas.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from atlas.interop.foreign import Given
@@ -46,21 +46,38 @@ def import_(
     WHAT is a file, a folder (searched to its depths), hf:OWNER/REPO[/FOLDER], or kissane-gpt2: the 12
     published attention SAEs of GPT-2 small. See docs/formats.md.
     """
-    home = load_settings().home
+    settings = load_settings()
+    home = settings.home
     if (what is not None) + listed + (remove is not None) != 1:
         raise click.UsageError("name one of: WHAT to import, --list, --remove NAME")
     if remove is not None:
-        from atlas.sae.library import remove_imported
+        from atlas.sae.library import imported_names, remove_imported
+        from atlas.sae.library_lake import withdraw_imported
 
-        remove_imported(home, remove)
+        if not withdraw_imported(settings, remove) or remove in imported_names(home):
+            remove_imported(home, remove)
         click.echo(f"removed {remove}")
     elif listed:
+        from atlas.sae.library_lake import bring_imported
+
+        bring_imported(settings)
         _list(home)
     elif what is not None:
         from atlas.interop.foreign import Given
 
         given = Given(model, site, processing, name)
-        _report(_hub(home, what, given, only) if _on_hub(what) else _local(home, what, given, only))
+        found = _hub(home, what, given, only) if _on_hub(what) else _local(home, what, given, only)
+        _report(_shared(settings, found))
+
+
+def _shared(settings: Settings, outcomes: "Iterable[Outcome]") -> "Iterator[Outcome]":
+    """Every SAE that was imported is in the lake's library, too, if there is one."""
+    from atlas.sae.library_lake import share_imported
+
+    for outcome in outcomes:
+        if outcome.entry is not None:
+            share_imported(settings, outcome.entry.name)
+        yield outcome
 
 
 def _on_hub(what: str) -> bool:

@@ -16,6 +16,7 @@ from atlas.configs import BuildConfig, SAEConfig
 from atlas.errors import ConfigError, SAEError
 from atlas.lm.files import ModelFiles
 from atlas.sae.library import Imported, find_imported, imported_names
+from atlas.sae.library_lake import bring_imported
 from atlas.settings import Settings
 from atlas.sites import ModelShape, Site
 
@@ -33,6 +34,25 @@ class Member:
     item: int
     digest: str = ""
     """Of an imported SAE's files."""
+
+
+def pairs_of(saes: Sequence[Member]) -> tuple[tuple[int, int], ...]:
+    """The numbers of every q SAE with a k SAE of the same head and, but for that letter, the same name.
+
+    >>> q, k, z = Site("q", 1, 3), Site("k", 1, 3), Site("z", 1)
+    >>> pairs_of([Member(f"m/{s.name}.topk-8", s, "train", i) for i, s in enumerate([z, k, q])])
+    ((2, 1),)
+    """
+    numbers = {(member.name, member.site): number for number, member in enumerate(saes)}
+    found = []
+    for number, member in enumerate(saes):
+        site = member.site
+        if site.kind == "q":
+            other = Site("k", site.layer, site.head)
+            name = member.name.replace(f"{site.name}.", f"{other.name}.")
+            if (name, other) in numbers:
+                found.append((number, numbers[name, other]))
+    return tuple(found)
 
 
 def by_width(sites: Sequence[Site], shape: ModelShape) -> list[list[Site]]:
@@ -132,6 +152,7 @@ def find_imports(
     Raises:
         SAEError: the library has none of that name, or it was made for another model, processing or width.
     """
+    bring_imported(settings, config.imports)
     names = [name for asked in config.imports for name in _matching(settings.home, asked)]
     found = tuple(find_imported(settings.home, name) for name in dict.fromkeys(names))
     for sae in found:

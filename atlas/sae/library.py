@@ -97,21 +97,21 @@ def folder_digest(path: Path) -> str:
 
     A digest noted when the files were written is believed while their sizes and times are the same.
     """
-    noted = _noted(path)
+    known = noted(path)
     try:
         stamp = _stamp(path)
-        same = noted.get("stamp") == [list(item[1:]) for item in stamp]
-        return str(noted["digest"]) if same else _digest(stamp)
+        same = known.get("stamp") == [list(item[1:]) for item in stamp]
+        return str(known["digest"]) if same else _digest(stamp)
     except OSError as error:
         raise SAEError(f"SAE in {str(path)!r} cannot be read: {error.strerror}: {error.filename}") from None
 
 
-def _noted(path: Path) -> dict[str, Any]:
+def noted(path: Path) -> dict[str, Any]:
     """What was noted beside an SAE; nothing where the note is missing or damaged."""
     try:
-        noted = json.loads((path / NOTE).read_text(encoding="utf8"))
-        whole = isinstance(noted["digest"], str) and isinstance(noted["source"], str)
-        return noted if whole else {}
+        found = json.loads((path / NOTE).read_text(encoding="utf8"))
+        whole = isinstance(found["digest"], str) and isinstance(found["source"], str)
+        return found if whole else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -119,8 +119,8 @@ def _noted(path: Path) -> dict[str, Any]:
 def note_digest(path: Path, source: str = "") -> None:
     """Write the digest of a folder's files, and where they came from, beside them."""
     stamp = _stamp(path)
-    noted = {"digest": _digest(stamp), "stamp": [list(item[1:]) for item in stamp], "source": source}
-    (path / NOTE).write_text(json.dumps(noted), encoding="utf8")
+    note = {"digest": _digest(stamp), "stamp": [list(item[1:]) for item in stamp], "source": source}
+    (path / NOTE).write_text(json.dumps(note), encoding="utf8")
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
@@ -149,5 +149,5 @@ def _read(name: str, path: Path) -> Imported:
     except (OSError, ValueError, KeyError, TypeError, AtlasError) as error:
         raise SAEError(f"imported SAE {name!r} is damaged ({CONFIG}: {error!r}); import it again") from None
     model, processing, architecture = words
-    source = _noted(path).get("source", "")
+    source = noted(path).get("source", "")
     return Imported(name, path, digest, site, *sizes, model, processing, architecture, source)
