@@ -394,6 +394,33 @@ class HeadsConfig:
 
 
 @dataclass(frozen=True)
+class QKConfig:
+    """What is tried with every head that has an SAE on its queries and one like it on its keys."""
+
+    prompts: tuple[str, ...] = (
+        "Mr and Mrs Dursley were perfectly normal. Mr D",
+        "When Mary and John went to the store, John gave a drink to",
+    )
+    """Prompts on which the head's pattern is rebuilt and its features are removed one by one."""
+    repeats: int = 32
+    """Blocks of random tokens twice, on which induction is tried; 0: it is not."""
+    half: int = 50
+    """Random tokens before they come again (fewer where the model's context is shorter)."""
+    targets: int = 4
+    """Features "I follow X" of the keys, each taken out and left alone."""
+    scale: float = 5.0
+    """How much stronger such a feature is made when it is left alone."""
+    seed: int = 0
+    """Seed of the random tokens."""
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "targets", "seed"):
+            _at_least(f"qk {name}", getattr(self, name), 0)
+        _at_least("qk half", self.half, 4)
+        _positive("qk scale", self.scale)
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """Everything that decides what a release holds."""
 
@@ -411,6 +438,7 @@ class BuildConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
+    qk: QKConfig = field(default_factory=QKConfig)
 
     def __post_init__(self) -> None:
         if not self.sae and not self.imports:

@@ -90,6 +90,7 @@ _BLOCK = C("block", I32, "row of the token store (see docs)")
 _POSITION = C("position", I16, "position in the block; 0 is BOS", "tokens")
 _RANK = C("rank", I16, "order within the group, from 0")
 _TOKEN = C("token", I32, "token id (see vocab)")
+_PAIR = (C("q_sae", STR, "the SAE on the head's queries"), C("k_sae", STR, "the SAE on its keys"))
 _QUALITY = (
     C("l0", F64, "mean number of active features per token"),
     C("mse", F64, "squared error per token and dimension"),
@@ -345,6 +346,76 @@ _DECLARED = (
         _SAE, C("other_sae", STR, "the k SAE"), _FEATURE,
         C("products", pa.list_(F32), "dot product with the decoder row of every k feature, in their order"),
     ), ("sae", "other_sae", "feature"), 256),
+    Table("qk_heads", "head with a q SAE and a k SAE like it", (
+        _MODEL, _LAYER, C("head", I16, "head, from 0"), *_PAIR,
+        *(C(f"{side}_{what}", I32, f"{side} {meaning}") for side in "qk" for what, meaning in (
+            ("positional", "features with 9/10 of their 2000 strongest tokens at one position"),
+            ("covered", "positions that have such a feature"),
+        )),
+        C("diagonal_share", F64, "of the positional q features with a positional k feature one position "
+          "earlier, those whose largest product is with such a one", nullable=True),
+        C("diagonal_product", F64, "mean product with k features one position earlier", nullable=True),
+        C("other_product", F64, "mean product with those of all other positions", nullable=True),
+        C("n_diagonal", I32, "positional q features with a positional k feature one position earlier"),
+        *(C(f"{variant}_{what}", F64, meaning.format(said), unit, nullable=True)
+          for variant, said in (("original", "the model as it is"), ("rebuilt", "q and k rebuilt"))
+          for what, meaning, unit in (
+            ("log_prob", "random tokens twice: mean log-probability in the second half, {}", "nats"),
+            ("attention", "the same: mean attention to the token that comes next, {}", ""),
+        )),
+    ), ("model", "layer", "head", "q_sae", "k_sae")),
+    Table("qk_targets", "pair of SAEs x k feature that follows one token", (
+        *_PAIR, C("target", I16, "number of the target, from 0"),
+        C("k_feature", I32, "feature of the k SAE: I follow X"), C("token", I32, "X (see vocab)"),
+        C("share", F64, "share of its 200 strongest tokens that follow X"),
+        C("q_feature", I32, "the q feature of largest product with it"),
+        C("product", F32, "that product of decoder rows, unscaled"),
+        C("q_token", I32, "the commonest token among that feature's 200 strongest", nullable=True),
+        C("q_share", F64, "their share", nullable=True),
+        C("place", I16, "position of the first X in blocks of random tokens twice", "tokens"),
+        C("half", I16, "random tokens before they come again", "tokens"),
+    ), ("q_sae", "k_sae", "target")),
+    Table("qk_curves", "pair of SAEs x target x variant x position of random tokens twice", (
+        *_PAIR, C("target", I16, "the target whose token was put in; -1: none"),
+        C("variant", STR, "original, rebuilt, ablated, only, scaled or subtracted (see heads-qk.md)"),
+        C("position", I16, "the predicted position", "tokens"),
+        C("log_prob", F64, "mean log-probability of the right token", "nats", nullable=True),
+        C("probability", F64, "its mean probability", nullable=True),
+        C("attention", F64, "mean attention of the head, from the position before, to the token that "
+          "comes next", nullable=True),
+        C("n", I32, "blocks"),
+    ), ("q_sae", "k_sae", "target", "variant", "position")),
+    Table("qk_prompts", "pair of SAEs x prompt", (
+        *_PAIR, C("prompt", I16, "number of the prompt"), C("text", STR, "the prompt"),
+        C("tokens", pa.list_(I32), "its tokens, BOS first"),
+        C("query", I16, "the last position", "tokens"),
+        C("source", I16, "where the head looks most from there, BOS left out", "tokens"),
+        C("target", I32, "the token whose probability is followed (see vocab)"),
+        C("k_feature", I32, "the k feature at the source without which the score falls most", nullable=True),
+        C("score_rebuilt", F64, "rebuilt q . k / sqrt(d_head) of query and source", nullable=True),
+        C("pattern_kl", F64, "mean KL(pattern || rebuilt pattern) per query", "nats", nullable=True),
+        C("pattern_top1", F64, "share of queries whose strongest source is the same", nullable=True),
+        C("score_correlation", F64, "correlation of the scores with the rebuilt ones", nullable=True),
+        C("pattern", pa.list_(F32), "attention, query by query: the model's", digits=4),
+        C("rebuilt", pa.list_(F32), "the same with q and k rebuilt", digits=4),
+    ), ("q_sae", "k_sae", "prompt")),
+    Table("qk_outcomes", "pair of SAEs x prompt x variant", (
+        *_PAIR, C("prompt", I16, "number of the prompt"),
+        C("variant", STR, "original; rebuilt; without, only: the k feature at the source"),
+        C("log_prob", F64, "log-probability of the target after the prompt", "nats"),
+        C("attention", F64, "the head's attention from query to source"),
+    ), ("q_sae", "k_sae", "prompt", "variant")),
+    Table("qk_scans", "pair of SAEs x prompt x side x feature that fires there", (
+        *_PAIR, C("prompt", I16, "number of the prompt"), C("side", STR, "q: at the query; k: at the source"),
+        _FEATURE, C("activation", F32, "its activation there"),
+        C("change", F64, "of the rebuilt score, if the feature is removed"),
+    ), ("q_sae", "k_sae", "prompt", "side", "feature")),
+    Table("qk_pairs", "pair of SAEs x prompt x pair of features, the 20 that add most", (
+        *_PAIR, C("prompt", I16, "number of the prompt"), _RANK,
+        C("q_feature", I32, "feature of the query"), C("k_feature", I32, "feature of the source"),
+        C("product", F64, "dot product of the decoder rows, unscaled and unweighted"),
+        C("contribution", F64, "what the two add to the score, largest first"),
+    ), ("q_sae", "k_sae", "prompt", "rank")),
     Table("position_products", "q or k SAE x feature", (
         _SAE, _FEATURE,
         C("products", pa.list_(F32), "decoder row . W_pos W_Q (k: W_K), by position of a block"),

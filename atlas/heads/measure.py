@@ -18,9 +18,10 @@ from atlas.heads import prefixes, rows
 from atlas.heads.ablation import ablate
 from atlas.heads.prompts import all_tasks, make_prompts
 from atlas.heads.reach import reach_rows, update_reach
-from atlas.heads.scores import HeadScores, random_repeats
+from atlas.heads.scores import HeadScores
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
+from atlas.lm.repeats import random_repeats
 from atlas.lm.runtime import batch_of
 from atlas.progress import Progress
 from atlas.sites import Site

@@ -1,6 +1,6 @@
 """The registry: each kind of step and the function that carries it out."""
 
-from atlas.pipeline import attributing, making, refining, summarising, tabling
+from atlas.pipeline import attributing, making, pairing, refining, summarising, tabling
 from atlas.pipeline.execute import StepFunction
 
 STEPS: dict[str, StepFunction] = {
@@ -16,6 +16,7 @@ STEPS: dict[str, StepFunction] = {
     "summarise": summarising.summarise,
     "dfa": attributing.dfa,
     "attribute": attributing.attribute,
+    "pair": pairing.pair,
     "reference": tabling.reference,
     "publish": tabling.publish,
 }

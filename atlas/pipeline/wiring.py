@@ -13,7 +13,7 @@ from atlas.configs import BuildConfig, TrainConfig
 from atlas.corpus.sources import open_source
 from atlas.corpus.stores import extension_ranges
 from atlas.lm.files import ModelFiles, tokenizer_digest
-from atlas.pipeline.members import IMPORTS, Member, part_names
+from atlas.pipeline.members import IMPORTS, Member, pairs_of, part_names
 from atlas.plain import digest_of, to_plain
 from atlas.sae.library import Imported
 from atlas.sites import Site
@@ -31,6 +31,7 @@ CODE_VERSIONS = {
     "summarise": 4,
     "dfa": 3,
     "attribute": 1,
+    "pair": 1,
     "reference": 2,
     "publish": 3,
 }
@@ -155,7 +156,9 @@ class Wiring:
         # The table of models says where the weights came from, which their digest does not cover.
         needs = (*texts, *last, *shards)
         self.add("reference", "reference", needs, model=self.model, source=self.files.source)
-        parts = ("tokens", *sources, *stages, "evaluate", "heads", *summaries, *attributions, "reference")
+        pairs = self._pairs(last, summaries)
+        shown = (*summaries, *attributions, *pairs)
+        parts = ("tokens", *sources, *stages, "evaluate", "heads", *shown, "reference")
         plain = to_plain(config) | {"train": lasting(config.train)}
         self.add("publish", "publish", parts, release=config.release_name, config=plain)
         return tuple(self.made.values())
@@ -255,6 +258,16 @@ class Wiring:
             names.append(self._name_of("attribute", self.saes[item].name))
             needs = (*texts, *saes, *shards, *parts)
             self.add(names[-1], "attribute", needs, item, sae=self.saes[item].name)
+        return tuple(names)
+
+    def _pairs(self, saes: tuple[str, ...], summaries: tuple[str, ...]) -> tuple[str, ...]:
+        """What is tried with each head that has SAEs on its queries and its keys."""
+        names = []
+        for item, (q, k) in enumerate(pairs_of(self.saes)):
+            names.append(self._name_of("pair", self.saes[q].name))
+            needs = (*saes, summaries[q], summaries[k])
+            both = {"q": self.saes[q].name, "k": self.saes[k].name}
+            self.add(names[-1], "pair", needs, item, model=self.model, qk=to_plain(self.config.qk), **both)
         return tuple(names)
 
     def _name_of(self, kind: str, sae: str) -> str:
