@@ -117,6 +117,10 @@ def _workers(settings: Settings) -> None:
 @st.fragment(run_every=EVERY_SECONDS)
 def _list(settings: Settings) -> None:
     job_start.say_started()
+    if not exists(settings):
+        st.info("Nothing was built yet, so there is no database. A build makes both:")
+        st.code("atlas build --model docs-12l --sites z --layers all", language="bash")
+        return
     known = runs.list_runs(settings, limit=30)
     asked = st.query_params.get("run")
     if not known:
@@ -135,9 +139,4 @@ def render() -> None:
         job_start.form(settings)
     else:
         st.caption("Starting, stopping and retrying builds is for admins.")
-    if not exists(settings):
-        st.info("Nothing was built yet, so there is no database. A build makes both:")
-        st.code("atlas build --model docs-12l --sites z --layers all", language="bash")
-        job_start.say_started()
-        return
     _list(settings)
