@@ -24,7 +24,7 @@ class ModelSizes(NamedTuple):
     d_vocab: int
 
     def forward(
-        self, n_tokens: float, context: int, *, layers: float | None = None, logits: bool = True
+        self, n_tokens: int | float, context: int, *, layers: int | float | None = None, logits: bool = True
     ) -> float:
         """FLOPs of a forward pass over blocks of ``context`` tokens, through ``layers`` layers (all).
 

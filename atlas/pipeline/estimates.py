@@ -22,6 +22,7 @@ EXAMPLES = 80
 ACT_BYTES, SUMMARY_BYTES, DFA_BYTES, SHARE_BYTES, RELEASE_BYTES = 8, 4_500, 150, 5_000, 7_000
 """Bytes of one activation in a shard; of a feature in summaries; of an example's DFA; of a feature in the
 tables of shares; of a feature in a release. Measured on z SAEs of docs-12l and docs-2l."""
+HARVEST_BLOCKS, VARIANTS, PAIR_BYTES = 16, 6, 60_000
 REPEAT_TOKENS, KINDS_OF_PROMPTS, PROMPT_TOKENS = 121, 4, 40
 
 
@@ -47,6 +48,7 @@ class Estimator:
             "effects": self.effects,
             "summarise": self.summarise,
             "dfa": self.dfa,
+            "pair": self.pair,
             "attribute": self.attribute,
             "reference": lambda _: Cost(bytes=50 * self.model.d_vocab),
             "publish": lambda _: Cost(bytes=RELEASE_BYTES * sum(s.d_sae for s in self.saes)),
@@ -78,11 +80,17 @@ class Estimator:
             2 * weights + square
         )
 
-    def _stream_tokens(self, tokens: int) -> float:
-        """Tokens of text that give so many tokens to train on: whole chunks, position 0 on top."""
+    def _stream(self, tokens: int) -> tuple[int, int]:
+        """Tokens that are trained on where so many are asked for, and those that the model reads for them.
+
+        Chunks are whole, are cut from whole blocks without their position 0, and the model always sees 16
+        blocks at once.
+        """
         train = self.config.train
         chunk = train.batch * train.chunk_batches
-        return -(-tokens // chunk) * chunk / self.in_text
+        chunks = -(-tokens // chunk)
+        blocks = chunks * -(-chunk // (self.context - 1))
+        return chunks * chunk, -(-blocks // HARVEST_BLOCKS) * HARVEST_BLOCKS * self.context
 
     def _analysed(self, item: int) -> int:
         return len(self.plan.shard_blocks(item)) * self.context
@@ -94,25 +102,25 @@ class Estimator:
 
     def train(self, step: Step) -> Cost:
         """One forward pass up to the last site, and the training of every SAE of the part."""
-        saes, n = self._of_step(step.name), self._stream_tokens(self.config.train.tokens)
-        flops = self._capture(n, list(self.plan.parts[step.item]))
-        flops += n * self.in_text * sum(sae.training for sae in saes)
-        return Cost(round(n * self.in_text), flops, sum(sae.bytes for sae in saes))
+        saes, (n, read) = self._of_step(step.name), self._stream(self.config.train.tokens)
+        flops = self._capture(read, list(self.plan.parts[step.item]))
+        flops += n * sum(sae.training for sae in saes)
+        return Cost(n, flops, sum(sae.bytes for sae in saes))
 
     def prune(self, step: Step) -> Cost:  # noqa: ARG002
         """A forward pass and every SAE's pre-activations."""
         config = self.config.prune
-        n = self._stream_tokens(config.tokens if config else 0)
-        flops = self._capture(n, [s.site for s in self.saes]) + n * sum(s.encode for s in self.saes)
-        return Cost(round(n * self.in_text), flops, sum(s.bytes for s in self.saes))
+        n, read = self._stream(config.tokens if config else 0)
+        flops = self._capture(read, [s.site for s in self.saes]) + n * sum(s.encode for s in self.saes)
+        return Cost(n, flops, sum(s.bytes for s in self.saes))
 
     def finetune(self, step: Step) -> Cost:  # noqa: ARG002
         """A forward pass, pre-activations, and decoders with their gradients for active features."""
         config = self.config.finetune
-        n = self._stream_tokens(config.tokens if config else 0)
+        n, read = self._stream(config.tokens if config else 0)
         each = sum(s.encode + 3 * s.decode for s in self.saes)
-        flops = self._capture(n, [s.site for s in self.saes]) + n * each
-        return Cost(round(n * self.in_text), flops, sum(s.bytes for s in self.saes))
+        flops = self._capture(read, [s.site for s in self.saes]) + n * each
+        return Cost(n, flops, sum(s.bytes for s in self.saes))
 
     def evaluate(self, step: Step) -> Cost:  # noqa: ARG002
         """Per stage: the model as it is, with each SAE spliced in, and with each site ablated twice.
@@ -156,10 +164,12 @@ class Estimator:
         return Cost(n, flops, kept + 4 * square + 40 * sum(s.d_sae for s in self.saes))
 
     def effects(self, step: Step) -> Cost:  # noqa: ARG002
-        """Forward and backward (three forward passes) with logits, and the firing features' products."""
+        """Forward, backward from the logits to the first site, and the firing features' products."""
         blocks = min(self.config.analysis.loss_blocks, self.config.analysis.blocks)
         n = blocks * self.context
-        flops = 3 * self.model.forward(n, self.context) + n * sum(s.encode + s.decode for s in self.saes)
+        first = min((s.site for s in self.saes), key=lambda site: site.layer)
+        flops = self.model.forward(n, self.context) + self._from(n, first)
+        flops += n * sum(s.encode + s.decode for s in self.saes)
         return Cost(n, flops, 16 * sum(s.d_sae for s in self.saes))
 
     def summarise(self, step: Step) -> Cost:
@@ -182,6 +192,13 @@ class Estimator:
         each = share * EXAMPLES * sum(s.d_sae * 2 * self.context * s.d_in for s in reading)
         flops = self._capture(n, [s.site for s in reading]) + each
         return Cost(n, flops, round(kept * DFA_BYTES))
+
+    def pair(self, step: Step) -> Cost:  # noqa: ARG002
+        """Passes over blocks of repeats: two, and six for each feature that is tried."""
+        asked, n_ctx = self.config.qk, self.plan.shape.n_ctx
+        n = asked.repeats * (2 * min(asked.half, (n_ctx - 1) // 2) + 1)
+        passes = 2 + VARIANTS * asked.targets
+        return Cost(n * passes, passes * self.model.forward(n, self.context), PAIR_BYTES)
 
     def attribute(self, step: Step) -> Cost:
         """Shares of heads from the covariance: 4 d_in^2 per feature."""
