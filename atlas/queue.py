@@ -56,6 +56,8 @@ def make_app(settings: Settings, include: Sequence[str] = ()) -> Celery:
         worker_prefetch_multiplier=1,
         worker_max_tasks_per_child=50,
         worker_hijack_root_logger=False,
+        # Standard error is where our own log goes; redirected into the log, it would swallow that.
+        worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
