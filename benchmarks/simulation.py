@@ -57,8 +57,8 @@ class Rates:
 
     gpu: float = 1e14
     """FLOP/s that steps reach on an H100-class GPU with bfloat16 products: a tenth of its peak."""
-    core: float = 2.5e10
-    """FLOP/s that steps reach on one CPU core, in float32."""
+    core: float = 6e10
+    """FLOP/s that steps reach on one CPU core with two threads, in float32, as measured (docs/build.md)."""
     disk: float = 1e9
     """Bytes per second, written and read again."""
     start: float = 5.0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import select, update
+from sqlalchemy import select, text
 
 import atlas.db
 from atlas import access
@@ -21,12 +21,13 @@ from atlas.cli.users import users as users_command
 from atlas.db import logins, passwords, users
 from atlas.db.annotations import save_feature, save_head
 from atlas.db.backup import dump, load
+from atlas.db.engine import forget_engine
 from atlas.db.leases import request_cancel
 from atlas.db.models import LoginAttempt, LoginSession, User
 from atlas.db.notes import FeatureAnnotation, HeadAnnotation
 from atlas.db.runs import create_run, load_run
 from atlas.db.session import reading, writing
-from atlas.errors import AccessError, ConfigError, ConflictError
+from atlas.errors import AccessError, ConfigError, ConflictError, DatabaseError
 from atlas.oidc import VARIABLES, identity, oidc_secrets
 from atlas.settings import load_settings
 from tests.servers import database, empty_database, postgres_server
@@ -329,6 +330,16 @@ def test_secrets_are_not_shown_by_settings():
     assert "hushhush" not in repr(load_settings(given))
 
 
+class Ended:
+    """A server that ends at once."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def wait(self):
+        return 0
+
+
 OIDC = {
     "ATLAS_OIDC_CLIENT_ID": "atlas",
     "ATLAS_OIDC_CLIENT_SECRET": "hushhush",
@@ -379,18 +390,27 @@ def test_only_a_verified_address_counts():
     ],
 )
 def test_serving_others_without_a_login_is_warned_of(tmp_path, monkeypatch, environment, arguments, said):
-    class Ended:
-        def __init__(self, *_, **__):
-            pass
-
-        def wait(self):
-            return 0
-
     monkeypatch.setattr("atlas.cli.app.subprocess.Popen", Ended)
     for key, value in {"ATLAS_HOME": str(tmp_path), **environment}.items():
         monkeypatch.setenv(key, value)
     assert said in CliRunner().invoke(app, arguments).stderr
     assert "warning" not in CliRunner().invoke(app, [], env={"ATLAS_AUTH": "none"}).stderr
+
+
+def test_an_older_or_newer_database_is_told_at_start(tmp_path, monkeypatch):
+    """Who only reads gets a warning; where a login is needed, nobody could log in."""
+    monkeypatch.setattr("atlas.cli.app.subprocess.Popen", Ended)
+    monkeypatch.setenv("ATLAS_HOME", str(tmp_path))
+    with writing(load_settings()) as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    forget_engine(load_settings().database_url)
+    monkeypatch.setattr("atlas.db.schema._READY", set())
+    said = CliRunner().invoke(app, [])
+    assert said.exit_code == 0
+    assert "warning: database sqlite" in said.stderr
+    assert "'9999', which this version does not know" in said.stderr
+    refused = CliRunner().invoke(app, [], env={"ATLAS_AUTH": "password"})
+    assert isinstance(refused.exception, DatabaseError)
 
 
 def test_an_unknown_way_to_log_in_is_refused():

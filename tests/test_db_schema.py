@@ -8,15 +8,17 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import CheckConstraint, inspect, text
 
+from atlas.db import review_models as _review_models
 from atlas.db import schema
 from atlas.db.annotations import load_head, save_head
 from atlas.db.engine import UnreachableError, close_engines, engine_for, parse_url
-from atlas.db import review_models as _review_models  # noqa: F401 (adds its tables to the metadata)
 from atlas.db.models import Base
 from atlas.db.notes import HeadAnnotation
+from atlas.db.runs import create_run, load_run
 from atlas.errors import AtlasError, ConfigError, DatabaseError
 from atlas.settings import load_settings
 from tests.servers import database, empty_database, postgres_server
+from tests.workers_plan import fake_plan
 
 NEWEST = schema.newest_revision()
 ANNOTATIONS = {"head_annotations", "feature_annotations", "annotation_history"}
@@ -63,6 +65,16 @@ def test_downgrade_of_runs_keeps_annotations(database):
     found = load_head(database, "m", 0, 1, "me")
     assert found is not None
     assert found.label == "kept"
+
+
+def test_downgrade_of_users_keeps_runs(database):
+    run = create_run(database, fake_plan())
+    assert load_run(database, run.id).started_by
+    schema.downgrade(database, "0002")
+    schema.upgrade(database)
+    found = load_run(database, run.id)
+    assert (found.id, found.status, found.started_by) == (run.id, run.status, None)
+    assert [s.name for s in found.steps] == [s.name for s in run.steps]
 
 
 def test_server_is_never_changed_unasked(postgres_server, tmp_path):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from atlas.db.schema import ensure_schema
+from atlas.db.schema import ensure_schema, exists
 from atlas.db.users import list_users
-from atlas.errors import ConfigError
+from atlas.errors import ConfigError, DatabaseError
 from atlas.oidc import oidc_secrets
 from atlas.settings import Settings, load_settings
 from atlas.store import published
@@ -56,8 +56,13 @@ def _check_access(settings: Settings, address: str) -> None:
     """Say at once what a login lacks, and warn where everybody in the network would be let in."""
     if settings.auth == "oidc":
         oidc_secrets(os.environ)
-    if settings.auth != "none":
-        ensure_schema(settings)
+    try:
+        if settings.auth != "none" or exists(settings):
+            ensure_schema(settings)
+    except DatabaseError as error:
+        if settings.auth != "none":  # nobody could log in
+            raise
+        click.echo(f"warning: {error}", err=True)
     if settings.auth == "password" and not list_users(settings):
         click.echo(
             "warning: nobody can log in yet; add somebody: atlas users add NAME --role admin", err=True
