@@ -43,7 +43,7 @@ def results(survey: Survey, rated: Sequence[Rating]) -> None:
     )
     percent = st.column_config.NumberColumn(format="percent")
     st.dataframe(
-        table, hide_index=True, height="content", key="survey_table",
+        table, hide_index=True, placeholder="–", height="content", key="survey_table",
         column_config={"share": percent, "low": percent, "high": percent},
         alt="Share of features judged interpretable, by SAE, with 95% intervals",
     )  # fmt: skip

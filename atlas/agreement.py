@@ -213,4 +213,4 @@ def wilson_interval(hits: float, n: float, z: float = Z95) -> tuple[float, float
     p, scale = hits / n, 1 + z * z / n
     centre = (p + z * z / (2 * n)) / scale
     half = z / scale * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))

@@ -70,7 +70,8 @@ def _pick(found: Sequence[Disputed], decided: set[tuple[int, int]]) -> Disputed 
         for one in found
     ]  # fmt: skip
     chosen = st.dataframe(
-        pa.Table.from_pylist(rows), hide_index=True, height=min(320, 38 + 36 * len(rows)), on_select="rerun",
+        pa.Table.from_pylist(rows), hide_index=True, placeholder="–",
+        height=min(320, 38 + 36 * len(rows)), on_select="rerun",
         selection_mode="single-row", key="disputed",
         column_config={"distance": st.column_config.ProgressColumn(min_value=0, max_value=1, format="%.2f")},
         alt="Heads on which notes differ, the furthest apart first; ticking one shows its notes",
@@ -113,8 +114,8 @@ def render() -> None:
             return
     several = st.pills("Annotators", names, selection_mode="multi", default=names, key="compared")
     st.dataframe(
-        agreement_table(comparing.agreement(scope.settings, model, several)), hide_index=True, height="content",
-        key="agreement", alt="Agreement by field",
+        agreement_table(comparing.agreement(scope.settings, model, several)),
+        hide_index=True, placeholder="–", height="content", key="agreement", alt="Agreement by field",
         column_config={"equal pairs": st.column_config.NumberColumn(format="percent")} | {
             name: st.column_config.NumberColumn(format="%.3f")
             for name in ("Krippendorff's alpha", "Cohen's kappa", "Fleiss' kappa")

@@ -76,7 +76,7 @@ def _layers(scope: Scope, notes: list[HeadAnnotation]) -> None:
         for layer in range(scope.model.n_layers)
     ]  # fmt: skip
     st.dataframe(
-        pa.Table.from_pylist(rows), hide_index=True, height="content", key="queue_layers",
+        pa.Table.from_pylist(rows), hide_index=True, placeholder="–", height="content", key="queue_layers",
         column_config={"minutes per head": st.column_config.NumberColumn(format="%.1f")},
         alt="Heads done in each layer",
     )  # fmt: skip
@@ -97,7 +97,7 @@ def _classes(scope: Scope, notes: list[HeadAnnotation]) -> None:
     ]  # fmt: skip
     percent = st.column_config.NumberColumn(format="percent")
     st.dataframe(
-        pa.Table.from_pylist(rows), hide_index=True, height="content", key="queue_classes",
+        pa.Table.from_pylist(rows), hide_index=True, placeholder="–", height="content", key="queue_classes",
         column_config={"share": percent, "share ": percent}, alt="Heads by class of semanticity",
     )  # fmt: skip
 
@@ -120,7 +120,7 @@ def _list(scope: Scope, heads: tuple[Head, ...], notes: list[HeadAnnotation], on
         st.info(f"No head is {only}.")
         return
     chosen = st.dataframe(
-        pa.Table.from_pylist(rows[:SHOWN]), hide_index=True, height=420, on_select="rerun",
+        pa.Table.from_pylist(rows[:SHOWN]), hide_index=True, placeholder="–", height=420, on_select="rerun",
         selection_mode="single-row", key=f"queue of {only}",
         column_config={"minutes": st.column_config.NumberColumn(format="%.1f")},
         alt="Heads in the order of the work; ticking one opens it",

@@ -62,8 +62,8 @@ ANNOTATIONS: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 ANNOTATIONS |= REVIEWS
-_UNITS = {"seconds_spent": "seconds", **{name: "UTC" for name in (
-    "created_at", "updated_at", "saved_at", "merged_at", "withdrawn_at", "decided_at", "rated_at")}}  # fmt: skip
+_TIMES = ("created_at", "updated_at", "saved_at", "merged_at", "withdrawn_at", "decided_at", "rated_at")
+_UNITS = {"seconds_spent": "seconds", **dict.fromkeys(_TIMES, "UTC")}
 
 
 class Field(NamedTuple):

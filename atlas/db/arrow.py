@@ -10,6 +10,7 @@ import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from atlas.db import arrow_reviews
 from atlas.db.models import Base, FeatureNote, HeadNote, NoteHistory
 from atlas.db.schema import exists
 from atlas.db.session import reading
@@ -77,6 +78,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         payload=STR,
         saved_at=_TIME,
     ),
+    **arrow_reviews.SCHEMAS,
 }
 """The tables that :func:`arrow_tables` gives, by name; ``payload`` is JSON text."""
 
@@ -92,8 +94,11 @@ def _plain(name: str, value: object) -> object:
 
 
 def _read(session: Session, table: str) -> pa.Table:
-    source, key = _SOURCES[table]
     schema = SCHEMAS[table]
+    if table in arrow_reviews.SCHEMAS:
+        zoned = pa.schema([_zoned(field) for field in schema])
+        return pa.Table.from_pylist(arrow_reviews.review_rows(session, table), schema=zoned).cast(schema)
+    source, key = _SOURCES[table]
     columns = [getattr(source, name) for name in schema.names]
     rows = session.execute(select(*columns).order_by(*(getattr(source, name) for name in key))).all()
     values = [pa.array([_plain(f.name, row[i]) for row in rows], _at_utc(f)) for i, f in enumerate(schema)]

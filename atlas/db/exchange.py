@@ -2,7 +2,7 @@
 
 One row per head and annotator, or per feature and annotator. The same columns are read again, so that a file
 can be filled in elsewhere: :func:`put_rows` saves each row as a new version where it differs, all or nothing.
-In CSV, lists are joined by ``; `` and verdicts are ``feature=group`` (or ``=?odd``, ``=?unsure``).
+In CSV, lists are joined by ``; `` and verdicts are ``SAE 17=group`` (or ``=?odd``, ``=?unsure``).
 """
 
 import csv
@@ -133,7 +133,9 @@ def _cell(value: Any) -> str:
 
 
 def _verdict_cell(one: Mapping[str, Any]) -> str:
-    return f"{one['sae']} {one['feature']}={one['group'] or '?' + one['verdict']}"
+    group = one["group"]
+    said = f"?{group}" if group.startswith("?") else group or f"?{one['verdict']}"
+    return f"{one['sae']} {one['feature']}={said}"
 
 
 def _verdict(text: str) -> dict[str, Any]:
@@ -141,9 +143,9 @@ def _verdict(text: str) -> dict[str, Any]:
     sae, _, feature = place.rpartition(" ")
     if not found or not feature.isdigit():
         raise ConfigError(f"verdict {text!r} cannot be read; write it like SAE 17=group, =?odd or =?unsure")
-    if said.startswith("?"):
+    if said.startswith("?") and not said.startswith("??"):
         return {"sae": sae, "feature": int(feature), "verdict": said[1:], "group": ""}
-    return {"sae": sae, "feature": int(feature), "verdict": "group", "group": said}
+    return {"sae": sae, "feature": int(feature), "verdict": "group", "group": said[1:] if said[:1] == "?" else said}
 
 
 def _sheet_row(note: Note) -> list[str]:
