@@ -125,3 +125,17 @@ def test_texts_that_are_refused(text):
 def test_unknown_feature():
     with pytest.raises(SAEError, match=r"feature 20 is not in .*allowed: 0 to 19"):
         own_text.feature_on_text(tiny_model(), random_sae("L01.z"), torch.from_numpy(TOKENS[0]), 20)
+
+
+def test_where_a_feature_fires_in_blocks():
+    sae, tokens = random_sae("L01.z", k=4), torch.from_numpy(random_tokens(3, 12, seed=5))
+    site = sae.info.site
+    x = capture(tiny_model(), tokens, [site])[0][site]
+    found = own_text.feature_on_blocks(tiny_model(), sae, tokens, 7)
+    assert sum(map(len, found)) > 0
+    for block, active in zip(x, found, strict=True):
+        dense = sae.encode(block)[:, 7]
+        assert [p for p, _ in active] == [p for p in dense.nonzero()[:, 0].tolist() if p > 0]
+        assert [a for _, a in active] == pytest.approx([float(dense[p]) for p, _ in active])
+    with pytest.raises(SAEError, match="feature 20 is not in"):
+        own_text.feature_on_blocks(tiny_model(), sae, tokens, 20)

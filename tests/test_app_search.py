@@ -199,3 +199,55 @@ def test_nothing_is_asked_before_a_text_is_there(atlas, live):
 def test_ranges_read_back():
     for text in ("density:..0.01", "n_active:5..", "dfa_local:0.25..0.5", "bias:-1..1"):
         assert write_range(*search_state.read_range(text)) == text
+
+
+# ---------------------------------------------------------------- guesses about a feature
+
+
+@pytest.fixture
+def plotted(monkeypatch):
+    tables = {}
+    monkeypatch.setattr("app.charts.draw", lambda data, spec, height, key, alt: tables.update({key: data}))
+    return tables
+
+
+@pytest.mark.parametrize("guess", [{"proxy": "(?s).+?"}, {"proxysql": "true"}])
+def test_a_guess_that_always_holds_has_a_precision_of_one(atlas, plotted, guess):
+    at = show("feature", sae=Z0, feature="3", **guess)
+    assert "100 %" in words(at)
+    shares = plotted["kept_spec"]["share"].to_pylist()
+    assert len(shares) > 3
+    assert set(shares) == {1.0}
+    assert "proxy examples" not in COMPONENTS
+
+
+def test_a_guess_that_never_holds_shows_false_positives(atlas, plotted):
+    at = show("feature", sae=Z0, feature="3", proxy="no such text anywhere")
+    assert set(plotted["kept_spec"]["share"].to_pylist()) == {0.0}
+    assert "0 of " in words(at)
+    wrong = COMPONENTS["proxy examples"]["examples"]
+    assert len({(one["b"], one["p"]) for one in wrong}) == len(wrong) > 3
+    assert [one["a"] for one in wrong] == sorted((one["a"] for one in wrong), reverse=True)
+
+
+def test_a_guess_that_cannot_be_read_is_said(atlas):
+    assert "cannot be read" in show("feature", sae=Z0, feature="3", proxy="(").error[0].value
+    assert "colour" in show("feature", sae=Z0, feature="3", proxysql="colour = 1").error[0].value
+
+
+def test_a_guess_measured_on_whole_blocks(atlas, plotted, monkeypatch):
+    calls = []
+
+    def ask(settings, call, given):
+        calls.append(call)
+        return {"active": [[[2, 1.0], [5, 3.0]] for _ in given["blocks"]]}
+
+    monkeypatch.setattr("app.live.ask_live", ask)
+    at = show("feature", sae=Z0, feature="3", proxysql="position IN (5, 6)")
+    at.button_group(key="proxy_size").set_value(64).run()
+    assert not at.exception
+    assert set(calls) == {"feature_on_blocks"}
+    said = words(at)
+    assert "<b>50 %</b>" in said, "of its firing tokens, and of the tokens on which the guess holds"
+    assert "<b>75 %</b>" in said, "of its activation"
+    assert {one["p"] for one in COMPONENTS["proxy examples"]["examples"]} == {6}

@@ -3,6 +3,8 @@
 const GROUP_NAMES = {
   top: "Strongest examples",
   random: "Drawn from all its active tokens",
+  fp: "It fires, the guess does not hold",
+  fn: "The guess holds, it is silent",
   own: "Your text, at the tokens on which it fires most strongly",
   negative: "Near misses: did not fire. The number is the pre-activation",
 };
@@ -55,8 +57,8 @@ function drawPanel(panel, example, state, data, hooks) {
   panel.replaceChildren();
   if (!example || !example.dfa) {
     const miss = example && example.miss !== null;
-    panel.appendChild(el("p", "muted", miss && data.has_dfa ? WHY_MISS : data.why_no_dfa));
-    if (miss) panel.appendChild(el("div", "small", `pre-activation ${num(example.miss)} at position ${example.p} of block ${example.b}`));
+    panel.appendChild(el("p", "muted", miss && data.has_dfa && example.g !== "fn" ? WHY_MISS : data.why_no_dfa));
+    if (miss && example.g !== "fn") panel.appendChild(el("div", "small", `pre-activation ${num(example.miss)} at position ${example.p} of block ${example.b}`));
     return;
   }
   const { h, bias, pre, sum, match } = example.dfa;

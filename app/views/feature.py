@@ -5,7 +5,18 @@ from typing import Any
 import pyarrow as pa
 import streamlit as st
 
-from app import access, families, feature_charts, feature_evidence, navigation, notes, own_text, state, style
+from app import (
+    access,
+    families,
+    feature_charts,
+    feature_evidence,
+    navigation,
+    notes,
+    own_text,
+    proxy_view,
+    state,
+    style,
+)
 from app.components import draw
 from app.components.payload import Texts, example, rounded
 from app.state import Scope
@@ -212,6 +223,7 @@ def render() -> None:
     feature_evidence.by_head(scope, ref, number)
     feature_evidence.related(scope, ref, number)
     own_text.try_text(scope, ref, number, NO_DFA)
+    proxy_view.test_guess(scope, ref, number)
     style.section("Examples", "point at one to see which heads and sources made it fire; click to pin it")
     draw.feature_examples("examples", example_data(scope, ref, number, row))
     _browse(scope, ref)

@@ -147,6 +147,27 @@ def feature_on_text(
     return found
 
 
+@torch.no_grad()
+def feature_on_blocks(
+    model: LanguageModel, sae: SAE, tokens: Int[Tensor, "block pos"], feature: int
+) -> list[list[tuple[int, float]]]:
+    """Where one feature fires in blocks that begin with BOS: (position, activation) of each, BOS left out.
+
+    Raises:
+        SAEError: the SAE has no such feature.
+    """
+    if not 0 <= feature < sae.d_sae:
+        raise SAEError(f"feature {feature} is not in {sae.info.name}; allowed: 0 to {sae.d_sae - 1}")
+    site = sae.info.site
+    activations, _ = capture(model, tokens, [site])
+    found: list[list[tuple[int, float]]] = []
+    for x in activations[site]:
+        row, number, value = sae.active(x.float())
+        mine = (number == feature) & (row > 0)
+        found.append(list(zip(row[mine].tolist(), value[mine].tolist(), strict=True)))
+    return found
+
+
 def _attributed(active: list[tuple[int, float]], pre: Float[Tensor, " pos"]) -> list[int]:
     """The strongest firing positions, or where the feature came nearest to firing; BOS left out."""
     strongest = sorted((one for one in active if one[0] > 0), key=lambda one: (-one[1], one[0]))

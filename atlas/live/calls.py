@@ -14,7 +14,10 @@ from atlas.errors import ConfigError, one_of
 CALLS = {
     "warm": "atlas.live.rooms:warm",
     "feature_on_text": "atlas.live.rooms:feature_on_text",
+    "feature_on_blocks": "atlas.live.rooms:feature_on_blocks",
     "features_on_text": "atlas.live.rooms:features_on_text",
+    "circuit_firing": "atlas.live.circuits:firing",
+    "circuit_trace": "atlas.live.circuits:trace",
 }
 """Each call, and where its function is."""
 

@@ -16,6 +16,7 @@ from atlas.lm.load import LanguageModel, load_model
 from atlas.lm.runtime import prepare_torch
 from atlas.sae.files import CONFIG, load_sae
 from atlas.sae.library import folder_of
+from atlas.sae.library_lake import bring_trained
 from atlas.sae.model import SAE
 from atlas.settings import Settings, load_settings
 
@@ -87,6 +88,7 @@ def _folders(settings: Settings, name: str) -> Iterator[Path]:
     imported = folder_of(settings.home, name)
     if (imported / CONFIG).is_file():
         yield imported
+    bring_trained(settings, name)
     steps = [path.parent for path in settings.steps.glob(f"*/*/{CONFIG}") if path.parts[-3][0] != "."]
     for folder in sorted(steps, key=lambda f: (-f.parent.stat().st_mtime_ns, str(f))):
         if name_in(folder) == name:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from atlas.analysis import own_text
+from atlas.errors import ConfigError
 from atlas.live.loaded import loaded
 
 Asked = Mapping[str, Any]
@@ -39,3 +42,22 @@ def features_on_text(model: Asked, saes: Sequence[Asked], text: str, most: int, 
         "cut": read.cut,
         "saes": dict(zip(names, found, strict=True)),
     }
+
+
+def feature_on_blocks(
+    model: Asked, sae: Asked, feature: int, blocks: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Where one feature fires in blocks of token ids, all of one length: (position, activation) by block.
+
+    Raises:
+        ConfigError: blocks are empty, of several lengths, or hold tokens that the model does not have.
+    """
+    here = loaded()
+    known = here.model(model)
+    lengths, shape = {len(block) for block in blocks}, known.shape
+    if len(lengths) != 1 or not 1 <= max(lengths) <= shape.n_ctx:
+        raise ConfigError(f"blocks have {sorted(lengths)} tokens; allowed: one length of 1 to {shape.n_ctx}")
+    tokens = torch.tensor(blocks, device=known.device)
+    if int(tokens.min()) < 0 or int(tokens.max()) >= shape.d_vocab:
+        raise ConfigError(f"blocks hold unknown tokens; allowed: 0 to {shape.d_vocab - 1}")
+    return {"active": own_text.feature_on_blocks(known, here.sae(sae), tokens, feature)}
