@@ -9,10 +9,12 @@ from streamlit.starlette import App
 from app import access as app_access
 from app.login import Gate, routes
 from atlas import access
+from atlas.logs import set_up_logging
 from atlas.oidc import oidc_secrets
 from atlas.settings import load_settings
 
 settings = load_settings()
+set_up_logging(settings)
 access.use_source(app_access.current)
 app = App(
     Path(__file__).with_name("main.py"),

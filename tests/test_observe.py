@@ -81,6 +81,7 @@ def test_a_worker_counts_what_it_did_and_its_server_ends_with_it(settings, worke
     assert waiting["atlas_queue_messages[cpu]"] == 2
     assert waiting["atlas_queue_messages[io]"] == 0
     assert waiting["atlas_workers[alive]"] == 0
+    monkeypatch.setenv("ATLAS_LOG_FORMAT", "json")
     process = workers("--metrics-port", str(port))
     address = f"http://127.0.0.1:{port}"
     wait_until("the run ends", ended(settings, run_id), 60)
@@ -95,6 +96,11 @@ def test_a_worker_counts_what_it_did_and_its_server_ends_with_it(settings, worke
     assert mine["atlas_worker_units_total[fake,]"] == 3 * 6  # every attempt reports three units
     assert mine["atlas_worker_step_seconds_count[fake]"] == 6
     assert mine["atlas_worker_step_peak_bytes_count[fake]"] == 6
+    log = (settings.home / "worker.log").read_text().splitlines()
+    events = [json.loads(line) for line in log if line.startswith("{")]
+    of_steps = {(e["run"], e["step"], e["level"]) for e in events if e["logger"].startswith("atlas.")}
+    assert of_steps >= {(run_id, name, "INFO") for name in "abcdx"} | {(run_id, "x", "ERROR")}
+    assert not any("Traceback" in line for line in log if not line.startswith("{"))
     all_of_it = service(settings, monkeypatch)
     assert all_of_it["atlas_runs[failed]"] == 1
     assert all_of_it["atlas_step_failures_total[fake]"] == 1

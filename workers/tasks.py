@@ -9,6 +9,7 @@ from celery.signals import worker_init, worker_ready, worker_shutdown, worker_sh
 
 from atlas.db.engine import UnreachableError
 from atlas.errors import AtlasError
+from atlas.logs import working_on
 from atlas.pipeline.retries import back_off
 from atlas.queue import TASK, BrokerError
 from atlas.settings import load_settings
@@ -25,6 +26,11 @@ HOUSEKEEPING_SECONDS = 15.0
 @shared_task(name=TASK, bind=True, max_retries=20)  # type: ignore[untyped-decorator]
 def run_step(self: Task, run_id: str, step_name: str) -> None:
     """Carry out one step of a run; delivered twice it does nothing the second time."""
+    with working_on(run_id, step_name):
+        _run_step(self, run_id, step_name)
+
+
+def _run_step(self: Task, run_id: str, step_name: str) -> None:
     try:
         outcome = _run_one(load_settings(), run_id, step_name, self.request.hostname or "")
     except (UnreachableError, BrokerError) as error:

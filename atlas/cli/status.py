@@ -111,6 +111,7 @@ def run_view(run: RunRow) -> Group:
         parts.append(Text(NO_WORKER, style="yellow"))
     if run.error:
         parts.append(Text(run.error, style="red"))
+        parts.append(Text(f"what its steps said: atlas logs {run.id}"))
     return Group(*parts)
 
 

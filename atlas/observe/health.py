@@ -84,10 +84,10 @@ def _worker(settings: Settings, name: str | None) -> str:
 
 
 def _app(port: int) -> str:
-    address = f"http://127.0.0.1:{port}/_stcore/health"
+    address = f"http://127.0.0.1:{port}/healthz"
     try:
         with urllib.request.urlopen(address, timeout=SECONDS) as answer:
-            return f"{address} says {answer.read(20).decode(errors='replace')}"
+            return f"{address} says {answer.read(80).decode(errors='replace')}"
     except (urllib.error.URLError, OSError) as error:
         raise UnwellError(f"{address} does not answer: {getattr(error, 'reason', error)}") from error
 
