@@ -20,6 +20,7 @@ from atlas.tables import TABLES
 from tests import synthetic_dfa as dfa
 from tests import synthetic_heads as heads
 from tests import synthetic_pairs as pairs
+from tests import synthetic_qk as queries_keys
 from tests import synthetic_tables as tables
 from tests import synthetic_training as training
 from tests import synthetic_world as worlds
@@ -170,6 +171,7 @@ def synthetic_rows(
     _add(rows, heads.head_rows(MODEL, n_layers, n_heads, D_HEAD, seed))
     q, k = (worlds.encode_head(world, kind) for kind in ("q", "k"))
     _add(rows, pairs.head_pair_tables(world, q, k))
+    _add(rows, queries_keys.pair_tables(world, q, k))
     for sae in [*saes, q, k]:
         rows["saes"].append(_sae_row(world, sae))
         metrics = [_metric_row(world, sae, split) for split in ("eval", "eval_with_bos")]

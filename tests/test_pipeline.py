@@ -43,7 +43,14 @@ def rows(con, sql):
     return con.execute(sql).fetchall()
 
 
-OF_OTHER_BUILDS = ("pruning", "sae_stages", "qk_partners", "qk_products", "position_products")
+OF_OTHER_BUILDS = (
+    "pruning",
+    "sae_stages",
+    "qk_partners",
+    "qk_products",
+    "position_products",
+    *(f"qk_{name}" for name in ("heads", "targets", "curves", "prompts", "outcomes", "scans", "pairs")),
+)
 
 
 def test_every_table_has_rows(con):

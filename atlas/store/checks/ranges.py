@@ -32,7 +32,9 @@ CHECKS: tuple[Check, ...] = (
     *_numbers(),
     _unit("head_attribution.range", ("decoder_share", *(f"dfa_{name}" for name in _SHARES))),
     _unit("dfa_summary.range", (*_SHARES, "local", "long_range", "matched")),
-    _unit("features.range", ("top_position_share", "top_token_share", "top_previous_share", "top_pair_share")),
+    _unit(
+        "features.range", ("top_position_share", "top_token_share", "top_previous_share", "top_pair_share")
+    ),
     _unit("features.cosine", ("encoder_decoder_cosine",), -1),
     _unit("neighbours.cosine", ("cosine",), -1),
     _unit("coactivation.range", ("jaccard",)),
