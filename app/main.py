@@ -6,7 +6,24 @@ from pathlib import Path
 import streamlit as st
 
 from app import access, navigation, state, style
-from app.views import agreement, feature, head, jobs, overview, queue, search, sql, survey, training, try_text
+from app.views import (
+    agreement,
+    circuit,
+    compare,
+    feature,
+    head,
+    induction,
+    ioi,
+    jobs,
+    overview,
+    queue,
+    search,
+    sql,
+    survey,
+    tasks,
+    training,
+    try_text,
+)
 from app.views import atlas as atlas_view
 from atlas.errors import AtlasError, StoreError
 from atlas.settings import Settings, load_settings
@@ -35,6 +52,11 @@ def _pages() -> dict[str, st.Page]:
         "feature": page(feature.render, title="Feature", url_path="feature"),
         "search": page(search.render, title="Search", url_path="search"),
         "try": page(try_text.render, title="Try a text", url_path="try"),
+        "induction": page(induction.render, title="Induction", url_path="induction"),
+        "tasks": page(tasks.render, title="Tasks", url_path="tasks"),
+        "circuit": page(circuit.render, title="Circuits", url_path="circuit"),
+        "ioi": page(ioi.render, title="IOI", url_path="ioi"),
+        "compare": page(compare.render, title="Compare", url_path="compare"),
         "training": page(training.render, title="Training", url_path="training"),
         "sql": page(sql.render, title="SQL", url_path="sql"),
         "jobs": page(jobs.render, title="Jobs", url_path="jobs"),

@@ -57,7 +57,10 @@ class Sparse(NamedTuple):
 
 @torch.no_grad()
 def sparse_of(wide: Wide, x: Float[Tensor, "pos d_in"]) -> Sparse:
-    """Encode once; which features fire is decided in float32, as everywhere else."""
+    """Encode once. Which features fire, and how strongly, is decided in float32, as everywhere else.
+
+    Pre-activations are read again in float64, so that what a step leaves over is the model's rounding alone.
+    """
     sae, narrow = wide.sae, x.float()
     pre, scale = sae.preactivations(narrow), sae.scale(narrow)
     active = sae.firing(narrow, pre)
@@ -67,7 +70,8 @@ def sparse_of(wide: Wide, x: Float[Tensor, "pos d_in"]) -> Sparse:
         (one, one, zero) if scale is None else (scale.size.double(), scale.back.double(), scale.mean.double())
     )
     error = x - (back * (acts @ wide.decoder + wide.b_dec) + mean)
-    return Sparse(x, acts, pre.double(), size, back, mean, error)
+    wide_pre = x @ wide.encoder / size + wide.bias
+    return Sparse(x, acts, wide_pre, size, back, mean, error)
 
 
 class BySource(NamedTuple):
