@@ -11,9 +11,11 @@ from atlas.cli import imports
 from atlas.errors import SAEError
 from atlas.interop.exporting import find_sae
 from atlas.interop.importing import keep
+from atlas.sae.files import save_sae
 from atlas.sae.library import find_imported, folder_of, imported_names
 from atlas.sae.library_lake import bring_imported, share_imported
 from atlas.settings import load_settings
+from atlas.store.lake.lake import Lake
 from tests.s3_server import bucket, s3_server
 from tests.test_interop_write import an_sae
 
@@ -69,6 +71,20 @@ def test_the_command_shares_lists_and_removes(at, tmp_path, monkeypatch):
     assert run(two, "--remove", NAME).output == f"removed {NAME}\n"
     assert NAME not in run(at("three"), "--list").output
     assert not folder_of(two.home, NAME).exists()
+
+
+def test_a_trained_sae_of_another_machine_is_found(at, tmp_path):
+    """Only the output that holds it is copied."""
+    one, two = at("one"), at("two")
+    for step, architecture in (("train-0000000000000001", "relu"), ("train-0000000000000002", "topk")):
+        save_sae(an_sae(architecture), one.steps / step / "00000")
+        Lake(one).steps.publish(step, one.steps / step)
+    assert find_sae(two, OTHER).info.architecture == "topk"
+    assert [path.name for path in two.steps.glob("train-*")] == ["train-0000000000000002"]
+    with pytest.raises(SAEError, match="no SAE is called 'tiny/none'"):
+        find_sae(two, "tiny/none")
+    with pytest.raises(SAEError, match="no SAE is called 'tiny/L01"):
+        find_sae(load_settings({"ATLAS_HOME": str(tmp_path / "three")}), OTHER)
 
 
 def test_without_a_lake_nothing_happens(tmp_path):

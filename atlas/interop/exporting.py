@@ -7,7 +7,7 @@ from atlas.errors import SAEError, one_of
 from atlas.interop.formats import BY_NAME, WRITABLE
 from atlas.sae.files import CONFIG, load_sae
 from atlas.sae.library import find_imported, imported_names
-from atlas.sae.library_lake import bring_imported
+from atlas.sae.library_lake import bring_imported, bring_trained
 from atlas.sae.model import SAE
 from atlas.settings import Settings
 from atlas.store.atomic import atomic_dir
@@ -23,6 +23,7 @@ def find_sae(settings: Settings, name: str) -> SAE:
     if name in imported_names(settings.home):
         return load_sae(find_imported(settings.home, name).path)
     there = set(imported_names(settings.home))
+    bring_trained(settings, name)
     for folder in _newest_first(settings.steps):
         found = name_in(folder)
         if found == name:

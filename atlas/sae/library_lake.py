@@ -5,8 +5,11 @@ No torch here.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from atlas.errors import ConflictError, SAEError
 from atlas.sae.library import (
@@ -20,7 +23,10 @@ from atlas.sae.library import (
 )
 from atlas.settings import Settings
 from atlas.store.atomic import discard
-from atlas.store.lake.folders import Inventory
+from atlas.store.lake.folders import Folders, Inventory
+
+_WITH_SAES = ("train", "prune", "finetune", "imports")
+"""Kinds of steps whose outputs hold SAEs."""
 
 
 def digest_of_inventory(inventory: Inventory) -> str:
@@ -95,3 +101,34 @@ def bring_imported(settings: Settings, wanted: Sequence[str] = ("*",)) -> None:
             except ConflictError:  # another process of this machine brought it meanwhile
                 continue
             note_digest(path, str(noted(path).get("source", "")))
+
+
+def bring_trained(settings: Settings, name: str) -> None:
+    """Copy here the outputs of the lake that hold a trained, pruned or finetuned SAE of that name.
+
+    They then lie among the steps of this machine, where SAEs are looked for. Nothing without a lake.
+    """
+    if settings.lake_url is None:
+        return
+    from atlas.store.lake.lake import Lake
+
+    lake = Lake(settings)
+    for folder in lake.steps.names():
+        path = settings.steps / folder
+        if folder.split("-")[0] not in _WITH_SAES or path.is_dir():
+            continue
+        inventory = lake.steps.find(folder)
+        if inventory is not None and name in _names_in(lake.steps, folder, inventory):
+            lake.copy(path, Path.is_dir)
+
+
+def _names_in(steps: Folders, folder: str, inventory: Inventory) -> set[str]:
+    """Names of the SAEs in an output of the lake, from their configs alone."""
+    found = set()
+    for file in inventory.files:
+        if not file.endswith(f"/{CONFIG}"):
+            continue
+        content = steps.remote.read(f"{steps.prefix}/{folder}/{inventory.attempt}/{file}")
+        with suppress(ValueError, KeyError, TypeError):
+            found.add(str(json.loads(content or b"")["metadata"]["head_atlas"]["name"]))
+    return found

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from atlas.errors import SAEError
 from atlas.sae.library import CONFIG, WEIGHTS, folder_of
+from atlas.sae.library_lake import bring_trained
 from atlas.settings import Settings
 
 Floats = npt.NDArray[np.float32]
@@ -76,6 +77,7 @@ def _folders(settings: Settings, sae: str) -> Iterator[Path]:
     """Folders that say they hold the SAE: the library's, then those of training steps."""
     with suppress(SAEError):  # a name that the library cannot have may still be a training's
         yield folder_of(settings.home, sae)
+    bring_trained(settings, sae)
     for config in sorted(settings.steps.glob(f"*/*/{CONFIG}")):
         try:
             known = json.loads(config.read_text(encoding="utf8"))["metadata"]["head_atlas"]["name"]
