@@ -5,9 +5,10 @@
     python benchmarks/scaling.py sizing
 
 `measure` starts a Redis and workers of one thread each, builds the same plan into an empty folder each time,
-and prints the seconds from the first step's start to the last one's end, and where they went. `simulate`
-takes the plan of a build with its costs (atlas.pipeline.estimates) and hands its steps to workers as the
-queues do (see benchmarks/simulation.py). `sizing` prints one line per model of docs/cluster.md.
+and prints the seconds from the first step's start to the last one's end, where they went, and how much faster
+the same steps would be if every worker had a core of its own ("on paper": the first build's times, handed out
+by benchmarks/simulation.py). `simulate` takes the plan of a build with its costs (atlas.pipeline.estimates)
+and hands its steps to workers as the queues do. `sizing` prints one line per model of docs/cluster.md.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from collections import Counter
 from pathlib import Path
 
 from atlas.db.engine import close_engines
-from atlas.db.rows import RunRow
+from atlas.db.rows import RunRow, StepRow
 from atlas.db.runs import list_runs, load_run
 from atlas.settings import load_settings
-from benchmarks.simulation import GPU_HOUR, GPUS, MODELS, Rates, sizing, table
+from benchmarks.simulation import GPU_HOUR, GPUS, MODELS, Rates, schedule, sizing, table
 from tests.servers import RedisServer, stop
 
 CONFIG = """
@@ -59,6 +60,15 @@ def _by_kind(run: RunRow) -> Counter[str]:
         if step.started_at and step.finished_at:
             found[step.kind] += (step.finished_at - step.started_at).total_seconds()
     return found
+
+
+def _lasting(run: RunRow) -> list[tuple[StepRow, float]]:
+    """Each step and how long it took."""
+    return [
+        (step, (step.finished_at - step.started_at).total_seconds())
+        for step in run.steps
+        if step.started_at and step.finished_at
+    ]
 
 
 def build(config: str, n_workers: int) -> RunRow:
@@ -97,15 +107,18 @@ def measure(asked: argparse.Namespace) -> None:
     """Build with each number of workers and print a line for each."""
     config = CONFIG.format(model=asked.model, tokens=asked.tokens, parts=asked.parts)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {asked.model}, one thread per worker")
-    print("| Workers | Seconds | Faster | Seconds of work | Where |\n|---|---|---|---|---|")
-    first = 0.0
+    print("| Workers | Seconds | Faster | On paper | Seconds of work | Where |\n|---|---|---|---|---|---|")
+    first, alone = 0.0, []
     for n in asked.workers:
         run = build(config, n)
         seconds, kinds = _seconds(run), _by_kind(run)
-        first = first or seconds
+        first, alone = first or seconds, alone or _lasting(run)
+        paper = schedule(alone, {"any": 1}).makespan / schedule(alone, {"any": n}).makespan
         where = ", ".join(f"{kind} {spent:.0f}" for kind, spent in kinds.most_common(5))
         total = f"{sum(kinds.values()):.0f}"
-        print(f"| {n} | {seconds:.0f} | {first / seconds:.2f} | {total} | {where} |", flush=True)
+        print(
+            f"| {n} | {seconds:.0f} | {first / seconds:.2f} | {paper:.2f} | {total} | {where} |", flush=True
+        )
     print(f"load at the end {os.getloadavg()[0]:.1f}")
 
 

@@ -14,11 +14,13 @@ from functools import cache
 from pathlib import Path
 
 from atlas.configs import AnalysisConfig, BuildConfig, CorpusConfig, ModelConfig, SAEConfig, TrainConfig
+from atlas.db.rows import StepRow
 from atlas.pipeline.costs import Cost, total
 from atlas.pipeline.estimates import Estimator
 from atlas.pipeline.plan import Plan, Step, make_plan
 from atlas.settings import load_settings
 
+AnyStep = Step | StepRow
 GPUS = [1, 2, 4, 8, 16, 32, 64]
 GPU_HOUR = 3.0
 TOKENS, ANALYSED = 300_000_000, 10_000_000
@@ -134,32 +136,37 @@ class Schedule:
     """Part of the GPUs' time that was spent on steps."""
 
 
-def schedule(steps: list[tuple[Step, float]], n_gpus: int) -> Schedule:
-    """List scheduling: whenever a worker is free it takes the first ready step in the plan's order."""
-    free = {"gpu": n_gpus, "cpu": n_gpus, "io": 1}
+def schedule(steps: list[tuple[AnyStep, float]], free: dict[str, int]) -> Schedule:
+    """List scheduling: whenever a worker is free it takes the first ready step in the plan's order.
+
+    ``free`` says how many workers each queue has; with ``any``, they serve all queues.
+    """
+    free, n_gpus = dict(free), free.get("gpu") or sum(free.values())
     lasting = {step.name: spent for step, spent in steps}
     waiting = {step.name: set(step.needs) for step, _ in steps}
     ended: dict[str, float] = {}
     last: dict[str, str | None] = {}
-    running: list[tuple[float, int, Step]] = []
+    running: list[tuple[float, int, AnyStep]] = []
     order = {step.name: (number, step) for number, (step, _) in enumerate(steps)}
-    freed_by: dict[str, str | None] = {"gpu": None, "cpu": None, "io": None}
+    freed_by: dict[str, str] = {}
     now = 0.0
     while waiting or running:
         ready = [n for n in sorted(waiting, key=lambda n: order[n][0]) if waiting[n] <= ended.keys()]
         for name in ready:
             step = order[name][1]
-            if free[step.queue]:
-                free[step.queue] -= 1
+            pool = step.queue if step.queue in free else "any"
+            if free[pool]:
+                free[pool] -= 1
                 del waiting[name]
                 latest = max(step.needs, key=lambda need: ended[need], default=None)
                 held = latest is None or ended[latest] < now
-                last[name] = freed_by[step.queue] if held and freed_by[step.queue] else latest
+                last[name] = freed_by.get(pool, latest) if held else latest
                 heapq.heappush(running, (now + lasting[name], order[name][0], step))
         now, _, step = heapq.heappop(running)
         ended[step.name] = now
-        free[step.queue] += 1
-        freed_by[step.queue] = step.name
+        pool = step.queue if step.queue in free else "any"
+        free[pool] += 1
+        freed_by[pool] = step.name
     busy: Counter[str] = Counter()
     for step, spent in steps:
         busy[step.kind] += spent
@@ -175,7 +182,8 @@ def schedule(steps: list[tuple[Step, float]], n_gpus: int) -> Schedule:
 def simulate(name: str, n_gpus: int, rates: Rates) -> Schedule:
     """A build with its training dealt out to as many parts as there are GPUs, if there are sites enough."""
     plan, cost = costs(name, min(n_gpus, MODELS[name].n_layers))
-    return schedule([(s, seconds(plan, s, cost[s.name], rates)) for s in plan.steps], n_gpus)
+    steps = [(step, seconds(plan, step, cost[step.name], rates)) for step in plan.steps]
+    return schedule(steps, {"gpu": n_gpus, "cpu": n_gpus, "io": 1})
 
 
 def table(name: str, gpus: list[int], rates: Rates) -> str:
