@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 
@@ -89,6 +90,8 @@ def run(request):
         code = 0
     except SystemExit as end:
         code = end.code or 0
+    except BaseException:  # noqa: BLE001 (shown by the test)
+        traceback.print_exc()
     finally:
         Path(request["log"] + ".code").write_text(str(code))
         sys.stdout.flush()
@@ -112,6 +115,7 @@ if __name__ == "__main__":
     import atlas.cli.build
     import atlas.cli.gc
     import atlas.cli.worker
+    import atlas.pipeline.garbage
     import atlas.pipeline.local
     import atlas.pipeline.steps  # noqa: F401
     import workers.tasks  # noqa: F401

@@ -16,9 +16,9 @@ from atlas.cli.gc import gc
 from atlas.db.engine import close_engines
 from atlas.db.leases import claim_step, finish_step, request_cancel
 from atlas.db.owner import new_owner
-from atlas.db.runs import create_run
+from atlas.db.runs import create_run, list_runs
 from atlas.errors import ConflictError
-from atlas.pipeline import garbage
+from atlas.pipeline import garbage, local
 from atlas.pipeline.garbage import collect
 from atlas.settings import load_settings
 from atlas.store import atomic
@@ -221,3 +221,13 @@ def test_the_command_says_what_it_did(settings):
     said = CliRunner().invoke(gc, ["--keep-hours", "1"], env=environment)
     assert "2.5 MB  output  shard-0000000000000000" in said.output
     assert CliRunner().invoke(gc, [], env=environment).output == "nothing to remove\n"
+
+
+def test_a_build_that_counted_on_a_removed_output_makes_it_again(settings, monkeypatch):
+    """Between the look at the outputs and the record of the run, `atlas gc` removed one of them."""
+    plan = plan_of("a", "b")
+    a, b = plan.steps
+    monkeypatch.setattr(local, "waiting_for", lambda plan, settings: [a, b])
+    run = local.begin(plan, settings, "local", [b])
+    assert {one.name: one.status for one in run.steps} == {"a": "ready", "b": "ready"}
+    assert sorted(one.status for one in list_runs(settings)) == ["cancelled", "pending"]
