@@ -5,8 +5,10 @@ from typing import Any
 from app import families, style
 from app.feature_evidence import READS
 from app.head_form import Place
+from app.head_measures import FACTS
 from app.state import Scope
 from atlas.store.queries import heads
+from atlas.store.reports_heads import FIRST, in_order
 from atlas.tables import DFA_SHARES, FAMILY_NAMES
 
 LEAST = 0.005
@@ -18,7 +20,8 @@ def scores(scope: Scope, place: Place) -> None:
     rows = heads.score_rows(scope.ask(heads.head_scores, scope.model.model), place.layer, place.head)
     ref = scope.z_saes.get(place.layer)
     items = [("SAE of this layer's z", ref.sae), ("features", f"{ref.d_sae:,}")] if ref else []
-    for row in rows:
+    shown = [row for row in rows if row["score"] in FACTS or row["score"] not in FIRST]
+    for row in sorted(shown, key=lambda row: in_order([one["score"] for one in shown]).index(row["score"])):
         rank = "" if row["rank"] is None else f"  #{row['rank']} of {row['of']}"
         items.append((str(row["score"]).replace("_", " "), f"{style.number(row['value'])}{rank}"))
     style.facts(items)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import blind, charts, families, head_facts, navigation, state, style, walk
+from app import blind, charts, families, head_facts, head_measures, head_near, navigation, state, style, walk
 from app.components import draw
 from app.components.payload import Texts, example, rounded
 from app.head_form import Place, head_form, move
@@ -236,5 +236,9 @@ def render() -> None:
                 st.info(f"This release has no SAE on z of layer {place.layer}, so it shows no features.")
             else:
                 _features(scope, ref, place, who)
+            if not _hidden(scope, place, who):
+                head_measures.measured(scope, place)
+                head_measures.published(scope, place)
+                head_near.neighbours(scope, place)
         with right, st.container(key="note-panel"):
             head_form(scope, place, who, done)

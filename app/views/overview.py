@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import streamlit as st
 
-from app import charts, navigation, state, style
+from app import charts, navigation, part_tables, state, style
 from app.state import Scope
 from atlas.store import reports
 from atlas.store.queries import overview as queries
@@ -110,38 +110,6 @@ def _plots(scope: Scope, rows: pa.Table) -> None:
             charts.draw(_long(rows, fields), spec, 170, f"plot_{title}", f"{title} by layer, {unit}")
 
 
-def _cell(shown: reports.Shown, value: Any) -> Any:
-    """Shares as percentages: what is shown is what is sorted by."""
-    return value * 100 if shown.form.endswith("%") and value is not None else value
-
-
-def _part(part: reports.Part) -> None:
-    """One of the seeds' tables; sortable, with its last row (means, the model's own loss) above."""
-    config = {}
-    for shown in part.columns:
-        column, note = st.column_config, shown.help or None
-        if not shown.form:
-            config[shown.name] = column.TextColumn(shown.title, help=note, pinned=shown.name == "place")
-        else:
-            form = {"%": f"%{shown.form[:-1]}f%%", "d": "%d"}.get(shown.form[-1], f"%{shown.form}")
-            config[shown.name] = column.NumberColumn(shown.title, help=note, format=form.replace(",", ""))
-    columns = {
-        shown.name: [_cell(shown, value) for value in part.rows[shown.name].to_pylist()]
-        for shown in part.columns
-    }
-    last = [
-        f"{shown.title} {reports.written(part.foot[shown.name], shown.form)}"
-        for shown in part.columns
-        if shown.form and part.foot.get(shown.name) is not None
-    ]
-    style.section(part.title, f"{part.foot['place']}: {', '.join(last)}" if last else "")
-    height = min(480, 38 + 35 * part.rows.num_rows)
-    st.dataframe(
-        pa.table(columns), column_config=config, hide_index=True, height=height, alt=part.title,
-        key=f"part_{part.title}",
-    )  # fmt: skip
-
-
 def _reports(scope: Scope, split: str) -> None:
     """The tables of the seeds for which this release has rows, each under its own heading."""
     model = scope.model.model
@@ -161,7 +129,7 @@ def _reports(scope: Scope, split: str) -> None:
             beside = st.container(key=f"charts-{name}").columns(len(parts)) if 1 < len(parts) < 4 else []
             for place, part in enumerate(parts):
                 with beside[place] if beside else st.container():
-                    _part(part)
+                    part_tables.draw(part)
 
 
 def _model_facts(scope: Scope) -> None:

@@ -1,14 +1,26 @@
 """``atlas heads``: everything measured of one head, and the measurements made again."""
 
 import re
+from collections.abc import Mapping
 
 import click
 
-from atlas.errors import StoreError
+from atlas.configs import BuildConfig
+from atlas.errors import ConfigError, StoreError
 from atlas.settings import load_settings
 
 CLOSE = 1e-3
 """Largest difference of a number that another machine or batching may make."""
+
+
+def measured_config(provenance: Mapping[str, str]) -> BuildConfig:
+    """The config of the build that a release came from; StoreError where it came from elsewhere."""
+    try:
+        return BuildConfig.from_json(provenance["config"])
+    except (KeyError, ValueError, TypeError, ConfigError) as error:
+        raise StoreError(
+            f"the release does not say how it was built ({error}); build one to compare"
+        ) from None
 
 
 @click.command()
@@ -38,10 +50,10 @@ def heads(
     info = current(settings.releases, release)
     con = cursor(open_release(info.path))
     if recompute:
-        from atlas.cli.display import display
-        from atlas.pipeline.remeasure import agreement, measured_config, remeasure
-
         config = measured_config(read_provenance(info.path))
+        from atlas.cli.display import display
+        from atlas.pipeline.remeasure import agreement, remeasure
+
         with display("heads") as progress:
             found = agreement(con, remeasure(config, settings, progress))
         for one in found:

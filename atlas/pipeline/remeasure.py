@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,6 @@ import torch
 from atlas.configs import BuildConfig, CorpusConfig, HeadsConfig
 from atlas.corpus.sources import open_source
 from atlas.corpus.tokens import TokenStore, build_token_store, load_tokenizer
-from atlas.errors import StoreError
 from atlas.heads.measure import Rows, measure_heads, measure_tasks
 from atlas.lm.load import LanguageModel, load_model
 from atlas.lm.runtime import prepare_torch
@@ -30,16 +29,6 @@ class Agreement(NamedTuple):
     unmatched: int
     largest: float
     where: str
-
-
-def measured_config(provenance: Mapping[str, str]) -> BuildConfig:
-    """The config of the build that a release came from; StoreError where it came from elsewhere."""
-    try:
-        return BuildConfig.from_json(provenance["config"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise StoreError(
-            f"the release does not say how it was built ({error}); build one to compare"
-        ) from None
 
 
 def text_of(corpus: CorpusConfig, model: LanguageModel, folder: Path) -> TokenStore:
