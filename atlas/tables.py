@@ -349,7 +349,8 @@ _DECLARED = (
     Table("qk_heads", "head with a q SAE and a k SAE like it", (
         _MODEL, _LAYER, C("head", I16, "head, from 0"), *_PAIR,
         *(C(f"{side}_{what}", I32, f"{side} {meaning}") for side in "qk" for what, meaning in (
-            ("positional", "features with 9/10 of their 2000 strongest tokens at one position"),
+            ("positional", "features with 9/10 of their 2000 strongest tokens at one position, as far as "
+             "the text allows"),
             ("covered", "positions that have such a feature"),
         )),
         C("diagonal_share", F64, "of the positional q features with a positional k feature one position "

@@ -319,9 +319,12 @@ def test_subdiagonal_against_loops(data):
 
 def test_positional_features_and_the_positions_that_they_cover():
     k = columns(
-        4, n_active=[50, 50, 5, 50], top_position=[7, 3, 1, 3], top_position_share=[0.95, 0.9, 1, 0.8]
-    )
-    found = places(k)
+        5, n_active=[50, 50, 5, 50, 9000], top_position=[7, 3, 1, 3, 3],
+        top_position_share=[0.95, 0.9, 1, 0.8, 0.24],
+    )  # fmt: skip
+    found = places(k, n_blocks=4096)
     assert found.positional.tolist() == [1, 0]
     assert found.position.tolist() == [3, 7]
     assert found.covered == 2
+    # Of 512 blocks at most 512 of the 2000 strongest tokens can be at one position: 0.256 of them.
+    assert places(k, n_blocks=512).positional.tolist() == [1, 4, 0]

@@ -13,7 +13,7 @@ from atlas.circuits.pairs.rows import curve_rows, head_row, prompt_rows, target_
 from atlas.corpus.tokens import load_tokenizer
 from atlas.lm.load import LanguageModel
 from atlas.pipeline.execute import Context
-from atlas.pipeline.inputs import the_model, the_sae, write_rows
+from atlas.pipeline.inputs import analysed_blocks, the_analysed_text, the_model, the_sae, write_rows
 from atlas.pipeline.members import pairs_of
 
 _COLUMNS = (
@@ -56,6 +56,7 @@ def _bos(context: Context) -> int:
 
 def _repeats(context: Context, model: LanguageModel, one: Pair, q: Columns, k: Columns) -> Rows:
     config, bos = context.plan.config.qk, _bos(context)
+    n_blocks = analysed_blocks(context, the_analysed_text(context))
     half = min(config.half, (model.shape.n_ctx - 1) // 2)
     found = followers(k, config.targets, bos) if config.repeats else []
     curves = {}
@@ -64,7 +65,7 @@ def _repeats(context: Context, model: LanguageModel, one: Pair, q: Columns, k: C
         targets = [Target(follower.feature, follower.token) for follower in found]
         curves = work.curves(targets, config.scale, context.progress)
     return {
-        "qk_heads": [{"model": model.name, **head_row(one, q, k, curves, half)}],
+        "qk_heads": [{"model": model.name, **head_row(one, q, k, n_blocks, curves, half)}],
         "qk_targets": target_rows(one, found, q, half),
         "qk_curves": curve_rows(one, curves),
     }

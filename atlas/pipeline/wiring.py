@@ -156,7 +156,7 @@ class Wiring:
         # The table of models says where the weights came from, which their digest does not cover.
         needs = (*texts, *last, *shards)
         self.add("reference", "reference", needs, model=self.model, source=self.files.source)
-        pairs = self._pairs(last, summaries)
+        pairs = self._pairs(texts, last, summaries)
         shown = (*summaries, *attributions, *pairs)
         parts = ("tokens", *sources, *stages, "evaluate", "heads", *shown, "reference")
         plain = to_plain(config) | {"train": lasting(config.train)}
@@ -260,12 +260,14 @@ class Wiring:
             self.add(names[-1], "attribute", needs, item, sae=self.saes[item].name)
         return tuple(names)
 
-    def _pairs(self, saes: tuple[str, ...], summaries: tuple[str, ...]) -> tuple[str, ...]:
+    def _pairs(
+        self, texts: tuple[str, ...], saes: tuple[str, ...], summaries: tuple[str, ...]
+    ) -> tuple[str, ...]:
         """What is tried with each head that has SAEs on its queries and its keys."""
         names = []
         for item, (q, k) in enumerate(pairs_of(self.saes)):
             names.append(self._name_of("pair", self.saes[q].name))
-            needs = (*saes, summaries[q], summaries[k])
+            needs = (*texts, *saes, summaries[q], summaries[k])
             both = {"q": self.saes[q].name, "k": self.saes[k].name}
             self.add(names[-1], "pair", needs, item, model=self.model, qk=to_plain(self.config.qk), **both)
         return tuple(names)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-LEAST_SHARE, LEAST_ACTIVE, ONE_POSITION = 0.5, 10, 0.9
+LEAST_SHARE, LEAST_ACTIVE, ONE_POSITION, STRONGEST = 0.5, 10, 0.9, 2000
 Columns = Mapping[str, npt.NDArray[Any]]
 
 
@@ -51,7 +51,7 @@ class Places(NamedTuple):
     """Features that belong to one position, and how those of the two sides fit together."""
 
     positional: npt.NDArray[np.int64]
-    """Features of which nine tenths of the 2000 strongest tokens are at one position."""
+    """Features of which nine tenths of the strongest tokens are at one position, as far as they could be."""
     position: npt.NDArray[np.int64]
 
     @property
@@ -60,10 +60,16 @@ class Places(NamedTuple):
         return len(np.unique(self.position))
 
 
-def places(of: Columns) -> Places:
-    """The positional features of an SAE, by position and then by number."""
+def places(of: Columns, n_blocks: int) -> Places:
+    """The positional features of an SAE, by position and then by number.
+
+    A feature's strongest tokens are 2000, or all on which it fires; a text of fewer blocks has not that many
+    at one position, and the nine tenths are of those that it has.
+    """
     share = np.nan_to_num(of["top_position_share"].astype(np.float64))
-    found = np.flatnonzero((share >= ONE_POSITION) & (of["n_active"] >= LEAST_ACTIVE))
+    strongest = np.clip(of["n_active"], 1, STRONGEST)
+    most = np.minimum(1.0, n_blocks / strongest)
+    found = np.flatnonzero((share >= ONE_POSITION * most) & (of["n_active"] >= LEAST_ACTIVE))
     position = of["top_position"][found].astype(np.int64)
     order = np.lexsort((found, position))
     return Places(found[order], position[order])

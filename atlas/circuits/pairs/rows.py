@@ -20,9 +20,11 @@ def names(pair: Pair) -> Row:
     return {"q_sae": pair.q.info.name, "k_sae": pair.k.info.name}
 
 
-def head_row(pair: Pair, q: Columns, k: Columns, curves: Mapping[tuple[int, str], Curve], half: int) -> Row:
+def head_row(
+    pair: Pair, q: Columns, k: Columns, n_blocks: int, curves: Mapping[tuple[int, str], Curve], half: int
+) -> Row:
     """The row of ``qk_heads``: positional features and how they fit, and induction on random repeats."""
-    sides: tuple[Places, Places] = places(q), places(k)
+    sides: tuple[Places, Places] = places(q, n_blocks), places(k, n_blocks)
     products = (pair.q.decoder_directions @ pair.k.decoder_directions.T).cpu().numpy()
     diagonal = subdiagonal(products, *sides)
     row: Row = {"layer": pair.layer, "head": pair.head, **names(pair)}
