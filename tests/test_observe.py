@@ -3,10 +3,12 @@
 
 import json
 import os
+import re
 import signal
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import redis
@@ -205,3 +207,34 @@ def test_health_needs_room_on_the_disk_and_a_database_of_this_schema(tmp_path, m
     assert "GB are free" in found["home"].said
     assert not process_check(2**22 + 1).ok
     assert process_check(os.getpid()).ok
+
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "operations.md"
+
+
+def test_the_documented_metrics_are_those_that_are_served(tmp_path, broker):
+    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+
+    from atlas import meters
+    from atlas.observe.collector import ServiceCollector
+
+    registry = CollectorRegistry()
+    settings = load_settings({"ATLAS_HOME": str(tmp_path), "ATLAS_BROKER_URL": broker})
+    create_run(settings, fake_plan())
+    registry.register(ServiceCollector(settings))
+    meters.STEPS.labels("x", "done").inc(0)
+    served = {}
+    for text in (generate_latest(registry), generate_latest(REGISTRY)):
+        for family in text_string_to_metric_families(text.decode()):
+            if family.name.startswith("atlas_") and not family.name.endswith("_created"):
+                served[family.name] = {name for s in family.samples for name in s.labels} - {"le"}
+    text = DOCUMENT.read_text()
+    table = re.findall(r"^\| `(atlas_\w+?)(?:_total)?(?:\{([\w,]*)\})?` \|", text, re.MULTILINE)
+    assert {name for name, _ in table} == set(served)
+    for name, labels in table:
+        if served[name]:
+            assert set(labels.split(",")) == served[name], name
+    rules = text.split("```yaml")[1].split("```")[0]
+    named = set(re.findall(r"\batlas_\w+", rules))
+    assert named
+    assert {name.removesuffix("_total") for name in named} <= set(served)
