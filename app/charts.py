@@ -148,3 +148,23 @@ def scatter(x: tuple[str, str], y: tuple[str, str]) -> Spec:
             "tooltip": tips(("feature", "feature"), x, y),
         },
     }  # fmt: skip
+
+
+def densities(saes: Sequence[str]) -> Spec:
+    """Share of each SAE's features by how often they fire; fields sae, low, high, share, n."""
+    return {
+        "mark": {"type": "bar", "opacity": 0.55, "binSpacing": 0},
+        "encoding": {
+            "x": axis("low", "density: share of tokens on which a feature fires (log)",
+                      axis={"format": "~g", "tickCount": 8}, scale={"type": "log"}),
+            "x2": {"field": "high"},
+            "y": axis("share", "share of features", axis={"format": "~%", "tickCount": 5}, stack=None),
+            "y2": {"datum": 0},
+            "color": {
+                "field": "sae", "type": "nominal", "sort": list(saes), "title": None, "legend": LEGEND,
+                "scale": {"domain": list(saes), "range": list(SERIES)},
+            },
+            "tooltip": [{"field": "sae", "title": "SAE"},
+                        *tips(("low", "from"), ("high", "to"), ("n", "features"), ("share", "share"))],
+        },
+    }  # fmt: skip

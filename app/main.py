@@ -63,6 +63,22 @@ def _pages() -> dict[str, st.Page]:
     }
 
 
+# What stands in the bar itself, and what in its menus; all else is in the last menu. (Streamlit would write a
+# docstring of this file onto the page.)
+MENUS = {
+    "": ("", "overview", "atlas", "head", "feature", "search", "compare", "try"),
+    "Annotate": ("queue", "agreement", "survey"),
+    "Circuits": ("circuit", "induction", "tasks", "ioi"),
+}
+
+
+def _menus(pages: dict[str, st.Page]) -> dict[str, list[st.Page]]:
+    """Pages by menu, none left out."""
+    named = {name for names in MENUS.values() for name in names}
+    menus = {menu: [pages[name] for name in names if name in pages] for menu, names in MENUS.items()}
+    return menus | {"Data": [page for name, page in pages.items() if name not in named]}
+
+
 def _forget(key: str) -> None:
     """A choice in the sidebar replaces the one that the address named."""
     st.query_params.pop(key, None)
@@ -123,7 +139,7 @@ def main() -> None:
     style.inject()
     pages = _pages()
     navigation.register(pages)
-    page = st.navigation(list(pages.values()), position="top")
+    page = st.navigation(_menus(pages), position="top")
     # Pages have no icons of their own: Streamlit would fetch them from a server elsewhere as favicons.
     st.set_page_config(page_title=f"{page.title} · Head Atlas", page_icon=str(ICON))
     try:

@@ -251,3 +251,28 @@ def test_a_guess_measured_on_whole_blocks(atlas, plotted, monkeypatch):
     assert "<b>50 %</b>" in said, "of its firing tokens, and of the tokens on which the guess holds"
     assert "<b>75 %</b>" in said, "of its activation"
     assert {one["p"] for one in COMPONENTS["proxy examples"]["examples"]} == {6}
+
+
+# ---------------------------------------------------------------- side by side
+
+
+def test_two_heads_side_by_side(atlas):
+    at = show("compare", one="L0H1", other="L0H2")
+    assert [group["title"] for group in COMPONENTS["compared"]["groups"]] == ["L0H1", "L0H2"]
+    numbers = at.dataframe[0].value
+    assert numbers.shape[1] == 4
+    assert (numbers["difference"].dropna() != 0).any()
+    at.selectbox(key="compare_other").set_value("L1H3").run()
+    assert COMPONENTS["compared"]["groups"][1]["title"] == "L1H3"
+
+
+def test_two_saes_side_by_side(atlas, plotted):
+    other = Z0.replace("L00", "L01")
+    at = show("compare", sae=Z0, sae2=other)
+    assert not at.error
+    assert set(plotted["densities"]["sae"].to_pylist()) == {Z0, other}
+    assert "variance explained" in list(at.dataframe[0].value.iloc[:, 0])
+
+
+def test_a_head_that_does_not_exist_is_named(atlas):
+    assert "L9H9" in show("compare", one="L9H9").error[0].value

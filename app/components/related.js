@@ -3,7 +3,12 @@
 function relatedRow(row, columns, open) {
   const line = el("tr");
   const name = el("td", "who");
-  name.appendChild(link(`${row.sae ? `${row.sae} · ` : ""}feature ${row.feature}`, row.href, "", open));
+  name.appendChild(link(row.name || `${row.sae ? `${row.sae} · ` : ""}feature ${row.feature}`, row.href, "", open));
+  if (row.also) {
+    const also = link("compare", row.also, "also", open);
+    also.setAttribute("aria-label", `compare with ${row.name}`);
+    name.appendChild(also);
+  }
   if (row.label) name.appendChild(el("span", "said", row.label));
   line.appendChild(name);
   const told = el("td", "told");
@@ -20,18 +25,19 @@ function relatedRow(row, columns, open) {
     cell.title = columns[i][1];
     line.appendChild(cell);
   });
-  line.appendChild(el("td", "muted", row.density === null || row.density === undefined ? "–" : percent(row.density)));
+  if (!row.name) line.appendChild(el("td", "muted", row.density === null || row.density === undefined ? "–" : percent(row.density)));
   return line;
 }
 
-function relatedGroup(group, open) {
+function relatedGroup(group, open, plain) {
   const box = el("section", group.wide ? "group wide" : "group");
   const title = el("h4", "", group.title);
   if (group.note) title.appendChild(el("span", "muted", group.note));
   const table = el("table");
   const head = el("tr");
   head.append(el("th", "", ""), el("th", "", ""));
-  for (const [name, meaning] of [...group.columns, ["density", "share of tokens on which it fires"]]) {
+  const density = plain ? [] : [["density", "share of tokens on which it fires"]];
+  for (const [name, meaning] of [...group.columns, ...density]) {
     const cell = el("th", "", name);
     cell.title = meaning;
     head.appendChild(cell);
@@ -48,6 +54,6 @@ export default function (component) {
   root.dataset.version = data.version;
   root.replaceChildren();
   const groups = el("div", "groups");
-  for (const group of data.groups) groups.appendChild(relatedGroup(group, (href) => setTriggerValue("open", href)));
+  for (const group of data.groups) groups.appendChild(relatedGroup(group, (href) => setTriggerValue("open", href), data.plain));
   root.appendChild(data.groups.length ? groups : el("p", "muted", data.empty));
 }

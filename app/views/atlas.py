@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import colours, families, navigation, state, style
+from app import colours, families, layer_rows, navigation, state, style
 from app.components import draw
 from app.feature_evidence import READS
 from app.state import Scope
@@ -231,6 +231,7 @@ def render() -> None:
     draw.heads_grid("heads", grid_data(scope, notes, numbers, colour, only), scope.model.model)
     if not notes:
         st.caption("No head is annotated yet: click one, or press Tab, move by arrow keys, and press Enter.")
+    layer_rows.show(scope, notes)
 
 
 def _controls(numbers: Mapping[str, Numbers]) -> tuple[str, str, str]:

@@ -186,3 +186,16 @@ def family_features(
         """,  # noqa: S608
         given,
     )
+
+
+def family_counts(con: duckdb.DuckDBPyConnection, sae: str) -> dict[str, int]:
+    """How many features of an SAE belong to each family that has any, in the order of the rules."""
+    try:
+        found = con.execute(
+            "SELECT m.family, count(*) FROM feature_families m JOIN families r USING (family) "
+            "WHERE m.sae = ? GROUP BY m.family, r.number ORDER BY r.number",
+            [sae],
+        )
+    except duckdb.CatalogException:
+        return {}
+    return dict(found.fetchall())
