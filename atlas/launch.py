@@ -111,7 +111,8 @@ def launch(settings: Settings, config: BuildConfig) -> Launched:
         _forget_old(folder)
         detach = ["--detach"] if settings.broker_url else []
         command = [sys.executable, "-m", "atlas", "build", str(folder / f"{name}.json"), *detach]
-        environment = {**os.environ, "ATLAS_LOG_FORMAT": "text", "ATLAS_ANNOTATOR": who.name}
+        own = {"ATLAS_HOME": str(settings.home), "ATLAS_LOG_FORMAT": "text", "ATLAS_ANNOTATOR": who.name}
+        environment = {**os.environ, **own}
         with log.open("xb") as out:
             process = subprocess.Popen(
                 command,

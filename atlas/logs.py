@@ -43,11 +43,32 @@ def secrets_of(environ: Mapping[str, str]) -> tuple[str, ...]:
     for name, value in environ.items():
         if _SECRET_NAME.search(name):
             found[value.strip()] = None
+        elif name.endswith("_OPTIONS"):
+            found |= dict.fromkeys(_of_options(value))
         elif _URL_NAME.search(name):
             for user, password in _IN_URL.findall(value):
                 if password != user.removeprefix("://"):
                     found |= {password: None, unquote(password): None}
     return tuple(secret for secret in found if len(secret) >= _SHORTEST)
+
+
+def _of_options(text: str) -> Iterator[str]:
+    """Values of a JSON object, at any depth, whose keys are named like secrets.
+
+    >>> list(_of_options('{"key": "open", "client_kwargs": {"aws_secret_access_key": "hidden"}}'))
+    ['hidden']
+    """
+    try:
+        waiting = [json.loads(text)]
+    except ValueError:
+        return
+    while waiting:
+        found = waiting.pop()
+        for name, value in found.items() if isinstance(found, dict) else ():
+            if isinstance(value, dict):
+                waiting.append(value)
+            elif isinstance(value, str) and (_SECRET_NAME.search(name) or "secret" in name.lower()):
+                yield value
 
 
 def redact(text: str) -> str:

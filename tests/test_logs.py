@@ -359,3 +359,21 @@ def test_no_command_says_the_password_of_a_server_that_is_away(command):
     assert "127.0.0.1" in said or "atlas_up" in said
     assert SECRET not in said
     assert "tr0ub4dor" not in said
+
+
+def test_status_shows_tokens_per_second_where_units_are_text(tmp_path, monkeypatch):
+    from atlas.db.leases import heartbeat
+
+    monkeypatch.setenv("ATLAS_HOME", str(tmp_path))
+    settings = load_settings()
+    steps = [replace(step(name), kind=name) for name in ("train", "summarise")]
+    run = create_run(settings, fake_plan(steps))
+    for name in ("train", "summarise"):
+        claim_step(settings, run.id, name, "elsewhere/1/0/x")
+        heartbeat(settings, run.id, name, "elsewhere/1/0/x", done=1, total=11, rate=2.5)
+    lines = {
+        line.split()[0]: line for line in CliRunner().invoke(status, [run.id]).output.splitlines() if line
+    }
+    assert "10.2k tok/s" in lines["train"]
+    assert "2.5/s" in lines["summarise"]
+    assert "4s" in lines["train"]

@@ -187,6 +187,10 @@ def test_health_names_what_is_wrong(tmp_path, monkeypatch):
     note_worker(settings, me)
     assert ask_health("--worker")["worker"] == (True, "w@here")
     assert not ask_health("--worker", "--worker-name", "v")["worker"][0]
+    monkeypatch.setenv("ATLAS_LAKE_URL", str(tmp_path / "lake"))
+    assert ask_health()["lake"][0]
+    monkeypatch.setenv("ATLAS_LAKE_URL", "nothing://user:hunter22@host/x")
+    assert not ask_health()["lake"][0]
     monkeypatch.setenv("ATLAS_BROKER_URL", "redis://:hunter22@127.0.0.1:9/0")
     broker_said = ask_health()["broker"]
     assert not broker_said[0]

@@ -12,13 +12,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from atlas.configs import BuildConfig
 from atlas.db.leases import request_cancel
 from atlas.db.owner import is_dead
 from atlas.db.rows import RunRow, StepRow
 from atlas.db.runs import list_runs, load_run
+from atlas.errors import ConfigError
 from atlas.settings import Settings, load_settings
+from atlas.units import Unit, unit_of
 
 PATIENCE_SECONDS = 10.0
+WIDE = 160
 NO_WORKER = "no worker has taken a step yet; start one: atlas worker"
 _COLOURS = {"done": "green", "skipped": "green", "running": "yellow", "failed": "red", "cancelled": "magenta"}
 
@@ -56,6 +60,24 @@ def readable_rate(rate: float | None) -> str:
     return f"{rate / 1000:.3g}k/s" if rate >= 1000 else f"{rate:.3g}/s"
 
 
+def _units(run: RunRow) -> dict[str, Unit]:
+    """What each kind of step counts; nothing where the config is of another version."""
+    try:
+        config = BuildConfig.from_json(run.config_json)
+    except (ConfigError, ValueError):
+        return {}
+    return {step.kind: unit_of(step.kind, config) for step in run.steps}
+
+
+def _rate(step: StepRow, unit: Unit | None) -> str:
+    """A running step's speed: in tokens where its units are text."""
+    if step.status != "running" or step.rate is None:
+        return ""
+    if unit is not None and unit.tokens:
+        return readable_rate(step.rate * unit.tokens).replace("/s", " tok/s")
+    return readable_rate(step.rate)
+
+
 def _took(row: RunRow | StepRow) -> float | None:
     if row.started_at is None:
         return None
@@ -82,7 +104,7 @@ def no_worker_yet(run: RunRow) -> bool:
 
 def run_view(run: RunRow) -> Group:
     """One run with its steps: state, progress, rate, time left, attempts, last words."""
-    table = Table(box=None, pad_edge=False)
+    table, units = Table(box=None, pad_edge=False), _units(run)
     for heading in ("step", "queue", "status", "", "rate", "left", "took", "tries", "MB"):
         table.add_column(heading, no_wrap=True)
     table.add_column("", overflow="ellipsis", no_wrap=True)
@@ -93,7 +115,7 @@ def run_view(run: RunRow) -> Group:
             step.queue,
             _coloured(step.status),
             _progress(step),
-            readable_rate(step.rate) if step.status == "running" else "",
+            _rate(step, units.get(step.kind)),
             readable_seconds(step.seconds_left),
             readable_seconds(_took(step)),
             str(step.attempts or ""),
@@ -163,6 +185,8 @@ def status(run: str | None, watch: bool, as_json: bool) -> None:
         click.echo(json.dumps(as_fields(load_run(settings, run)) if run is not None else found, default=str))
         return
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)  # a table cut to 80 columns says nothing in a log or a pipe
     view, alive = _view(settings, run)
     if not watch:
         console.print(view)

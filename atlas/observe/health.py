@@ -18,6 +18,7 @@ from atlas.errors import AtlasError
 from atlas.logs import redact
 from atlas.queue import shown_broker
 from atlas.settings import Settings
+from atlas.store.lake.lake import lake_of
 
 LEAST_FREE = 1e9
 """Bytes that have to be free on the disk of the home folder."""
@@ -73,6 +74,15 @@ def _home(settings: Settings) -> str:
     return f"{folder}, {free / 1e9:.0f} GB free"
 
 
+def _lake(settings: Settings) -> str:
+    """Ask for an object that need not be there."""
+    lake = lake_of(settings)
+    if lake is None:
+        raise UnwellError("no lake is set")
+    lake.remote.read("health")
+    return lake.remote.shown("")
+
+
 def _worker(settings: Settings, name: str | None) -> str:
     host = socket.gethostname()
     mine = [w for w in list_workers(settings) if w.host == host and name in (None, w.name.partition("@")[0])]
@@ -95,10 +105,12 @@ def _app(port: int) -> str:
 def check_health(
     settings: Settings, *, worker: bool = False, worker_name: str | None = None, app_port: int | None = None
 ) -> list[Check]:
-    """The database, the broker where there is one, the home folder; if asked, a worker here and the app."""
+    """The database, the home folder, broker and lake where set; if asked, a worker here and the app."""
     checks = [_tried("database", lambda: _database(settings)), _tried("home", lambda: _home(settings))]
     if settings.broker_url is not None:
         checks.append(_tried("broker", lambda: _broker(settings)))
+    if settings.lake_url is not None:
+        checks.append(_tried("lake", lambda: _lake(settings)))
     if worker:
         checks.append(_tried("worker", lambda: _worker(settings, worker_name)))
     if app_port is not None:
