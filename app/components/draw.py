@@ -11,6 +11,8 @@ import streamlit as st
 from app.navigation import follow, go, href
 
 _FOLDER = Path(__file__).parent
+MORE = {"examples": ("save.js", "examples_bar.js")}
+"""Scripts that a component has beside its own and the common one."""
 
 
 def _read(*names: str) -> str:
@@ -20,7 +22,8 @@ def _read(*names: str) -> str:
 @st.cache_resource(show_spinner=False)
 def _sources(name: str) -> tuple[str, str]:
     """JavaScript and style of a component, with what all share in front."""
-    return _read("common.js", f"{name}.js"), _read("common.css", f"{name}.css")
+    more = MORE.get(name, ())
+    return _read("common.js", *more, f"{name}.js"), _read("common.css", f"{name}.css")
 
 
 def _nothing() -> None:

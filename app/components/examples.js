@@ -88,15 +88,23 @@ function drawPanel(panel, example, state, data, hooks) {
   }
   panel.appendChild(el("h4", "", head === null ? "Largest sources, all heads" : `Largest sources of L${data.layer}H${head}`));
   panel.appendChild(sourceList(example, data, head));
+  if (example.dfa.src.length) {
+    const heat = el("details", "heat-box");
+    heat.open = state.heat;
+    heat.appendChild(el("summary", "", "Heads and sources as a heat map"));
+    heat.appendChild(heatMap(example, data));
+    heat.addEventListener("toggle", () => (state.heat = heat.open));
+    panel.appendChild(heat);
+  }
   if (head !== null) {
     panel.appendChild(link(`Open L${data.layer}H${head}`, data.head_href.replace("HEAD", head), "", hooks.open));
   }
 }
 
-function aligned(example, data, sums) {
+function aligned(example, data, sums, width) {
   const row = el("div", "kwic");
-  const left = tokenLine(example, data.texts, data.max, sums, [[Math.max(0, example.p - 24), example.p - 1]]);
-  const right = tokenLine(example, data.texts, data.max, sums, [[example.p, Math.min(example.t.length - 1, example.p + 16)]]);
+  const left = tokenLine(example, data.texts, data.max, sums, [[Math.max(0, example.p - Math.round(24 * width)), example.p - 1]]);
+  const right = tokenLine(example, data.texts, data.max, sums, [[example.p, Math.min(example.t.length - 1, example.p + Math.round(16 * width))]]);
   left.classList.add("left");
   if (example.p === 0) left.replaceChildren();
   for (const gap of [...left.querySelectorAll(".gap"), ...right.querySelectorAll(".gap")]) gap.remove();
@@ -108,31 +116,14 @@ function drawLine(example, state, data) {
   const head = state.preview ?? (state.active === example ? state.head : null);
   const sums = state.active === example ? bySource(example.dfa, head) : new Map();
   const strongest = bySource(example.dfa, null);
-  if (state.mode === "aligned") return aligned(example, data, sums);
+  if (state.mode === "aligned") return aligned(example, data, sums, state.width);
   const all = [[0, example.t.length - 1]];
-  const ranges = state.mode === "whole" ? all : shownRanges(example, strongest, 18, 8, 4);
+  const ranges = state.mode === "whole" ? all : shownRanges(example, strongest, Math.round(18 * state.width), Math.round(8 * state.width), 4);
   return tokenLine(example, data.texts, data.max, sums, ranges);
 }
 
-function modes(state, redraw) {
-  const box = el("div", "modes");
-  box.setAttribute("role", "group");
-  box.setAttribute("aria-label", "How much of the text is shown");
-  for (const [mode, name] of [["compact", "Compact"], ["whole", "Whole block"], ["aligned", "Aligned"]]) {
-    const button = el("button", mode === state.mode ? "mode on" : "mode", name);
-    button.type = "button";
-    button.setAttribute("aria-pressed", String(mode === state.mode));
-    button.addEventListener("click", () => {
-      state.mode = mode;
-      redraw();
-    });
-    box.appendChild(button);
-  }
-  return box;
-}
-
 function view(root, data, open) {
-  const state = { mode: root.dataset.mode || "compact", active: data.examples[0] || null, pinned: null, head: null };
+  const state = { mode: root.dataset.mode || "compact", active: data.examples[0] || null, pinned: null, head: null, width: 1, onlyHead: null, onlySource: "", heat: root.dataset.heat === "1" };
   const tip = tooltip(root);
   const list = el("div", "list");
   const panel = el("aside", "panel");
@@ -175,12 +166,12 @@ function view(root, data, open) {
   };
   const redraw = () => {
     root.dataset.mode = state.mode;
-    bar.replaceChildren(...modes(state, redraw).childNodes);
+    modeBox.replaceChildren(...modeButtons(state, redraw).childNodes);
     for (const example of rows.keys()) refresh(example);
   };
-  const bar = modes(state, redraw);
+  const modeBox = modeButtons(state, redraw);
 
-  const addRow = (example) => {
+  const addRow = (example, part) => {
     const row = el("div", "row");
     row.tabIndex = 0;
     row.setAttribute("role", "button");
@@ -205,19 +196,57 @@ function view(root, data, open) {
     });
     row.addEventListener("pointerleave", tip.hide);
     rows.set(example, row);
-    list.appendChild(row);
+    part.appendChild(row);
   };
-  let group = null;
+  // A group is drawn when it comes near the window, so that the first examples are there at once.
+  const groups = new Map();
   for (const example of data.examples) {
-    if (example.g !== group) {
-      group = example.g;
-      list.appendChild(el("h4", "", groupName(group)));
-    }
-    addRow(example);
+    if (!groups.has(example.g)) groups.set(example.g, []);
+    groups.get(example.g).push(example);
   }
+  const filter = () => {
+    for (const part of list.children) {
+      const shown = groups.get(part.dataset.group)?.filter((example) => passes(example, state, data)).length ?? 1;
+      part.classList.toggle("filtered", !shown);
+    }
+    for (const [example, row] of rows) row.classList.toggle("filtered", !passes(example, state, data));
+    none.hidden = data.examples.some((example) => passes(example, state, data));
+  };
+  const drawGroup = (part) => {
+    if (part.dataset.drawn) return;
+    part.dataset.drawn = "1";
+    for (const example of groups.get(part.dataset.group)) addRow(example, part);
+    filter();
+  };
+  const watcher = new IntersectionObserver(
+    (seen) => seen.filter((one) => one.isIntersecting).forEach((one) => drawGroup(one.target)),
+    { rootMargin: "600px" },
+  );
+  const none = el("p", "muted", "No example passes the filters.");
+  none.hidden = true;
+  let first = true;
+  for (const [name, found] of groups) {
+    const part = el("section", "group-part");
+    part.dataset.group = name;
+    part.style.minHeight = `${30 + 31 * found.length}px`;
+    part.appendChild(el("h4", "", groupName(name)));
+    list.appendChild(part);
+    if (first) drawGroup(part);
+    else watcher.observe(part);
+    first = false;
+  }
+  list.appendChild(none);
+  const everything = () => [...list.querySelectorAll(".group-part")].forEach(drawGroup);
   if (!data.examples.length) list.appendChild(el("p", "muted", "This feature never fires in the summarised text: no example."));
   refresh(state.active);
   drawPanel(panel, state.active, state, data, hooks);
+  const bar = el("div", "bar");
+  bar.append(modeBox, filters(state, data, filter));
+  if (data.card) {
+    const saves = saveButtons(root, data, list);
+    saves.addEventListener("click", everything, true);
+    bar.appendChild(saves);
+  }
   const body = el("div", "body");
   body.append(list, panel);
   root.append(bar, body);

@@ -1,5 +1,6 @@
 """One feature: when it fires, what it writes, which heads make it, and what people call it."""
 
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -150,7 +151,28 @@ def example_data(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) ->
         "has_dfa": any(one.dfa is not None for one in kept),
         "head_href": navigation.href("head", model=ref.model) + f"&head=L{ref.layer}HHEAD",
         "examples": [example(one, texts) for one in kept],
+        "card": _card(scope, ref, number, row),
         "texts": texts.list,
+    }
+
+
+def _card(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """What a saved card says beside the examples; its link names the version of the release."""
+    release = f"{scope.release.name}@{scope.release.version}"
+    link = navigation.href("feature", release=release, sae=ref.sae, feature=number)
+    kinds = scope.ask(evidence.families, ref.sae, (number,)).get(number, [])
+    said = [
+        ("fires on", f"{style.number(row['n_active'])} tokens"),
+        ("density", style.number(row["density"])),
+        ("largest activation", style.number(row["max_activation"])),
+        ("families", ", ".join(map(families.spoken, kinds)) or "none"),
+    ]
+    return {
+        "title": f"{ref.sae}, feature {number}",
+        "file": re.sub(r"[^A-Za-z0-9._-]+", "_", f"{ref.sae}-{number}"),
+        "facts": [list(one) for one in said],
+        "href": link,
+        "link": f"Head Atlas, release {release}: {link}",
     }
 
 
