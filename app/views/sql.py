@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import streamlit as st
 
-from app import state, style
+from app import access, saved_view, sql_parts, state, style
 from app.state import Scope
 from atlas.db.arrow import SCHEMAS, arrow_tables
+from atlas.db.saved import note_query
 from atlas.errors import QueryError
 from atlas.store.sandbox import Result, prewarm, run_sql
 from atlas.store.studies import study_tables
@@ -102,7 +103,8 @@ def _ask(scope: Scope, sql: str) -> Result | None:
             )  # fmt: skip
     except QueryError as error:
         st.error("The query was not run, or did not finish.", icon=":material/error:")
-        st.code(str(error), language=None, wrap_lines=True)
+        # Not wrapped: the mark below a line points at the place that is wrong.
+        st.code(str(error), language=None)
         return None
     finally:
         prewarm()
@@ -142,6 +144,7 @@ def _show(result: Result) -> None:
     st.caption(f"{table.num_rows:,} rows x {table.num_columns} columns in {result.seconds:.2f} s{more}")
     height = min(640, 40 + 35 * max(1, table.num_rows))
     st.dataframe(_shown(table), hide_index=True, height=height, key="result")
+    sql_parts.chart(_shown(table))
     icon = ":material/download:"
     with st.container(horizontal=True):
         st.download_button(
@@ -171,7 +174,11 @@ def render() -> None:
     left, right = st.columns([2.9, 1])
     with right:
         _examples()
+        who = state.annotator(scope.settings)
+        saved_view.saved_questions("sql", st.session_state["sql"], _fill, can_save=access.can("annotate"))
+        sql_parts.history(scope.settings, who, _fill)
         style.section("Tables", "click one for its columns")
+        sql_parts.table_queries(_fill)
         st.html(schema_html())
     with left:
         sql = st.text_area(
@@ -195,6 +202,8 @@ def _answer(scope: Scope, sql: str) -> None:
     if kept is None or kept[0] != key or st.session_state.get("run"):
         kept = (key, _ask(scope, sql))
         st.session_state["sql_result"] = kept
+        if kept[1] is not None and access.can("annotate"):
+            note_query(scope.settings, state.annotator(scope.settings), sql)
         if kept[1] is None:
             st.session_state.pop("sql_result")
     if kept[1] is not None:
