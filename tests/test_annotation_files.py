@@ -23,8 +23,8 @@ from atlas.settings import load_settings
 MODEL, SAE = "docs-12l", "docs-12l/L05.z.topk-768"
 HOSTILE = "=cmd|' /C calc'!A0 <script>alert(1)</script>; \u202eעברית, \"🧠\"\n- line"
 FULL = HeadAnnotation(
-    MODEL, 5, 1, "ann", "@label", ("a; b", "c\\d", "-x", "'q'"), "nearly_monosemantic", 4, "+role", True, True,
-    HOSTILE, (FeatureVerdict(SAE, 3, "group", "a; b=c"), FeatureVerdict(SAE, 9, "odd"),
+    MODEL, 5, 1, "ann", "@label", ("a; b", "c\\d", "-x", "'q'"), "nearly_monosemantic", 4, "+role", True,
+    True, HOSTILE, (FeatureVerdict(SAE, 3, "group", "a; b=c"), FeatureVerdict(SAE, 9, "odd"),
               FeatureVerdict(SAE, 10, "unsure"), FeatureVerdict("sae with blanks", 1, "group", "?odd one")),
     "done", 81.123456789,
 )  # fmt: skip
@@ -138,7 +138,7 @@ def test_the_commands(tmp_path):
     assert list_features(load_settings({"ATLAS_HOME": str(tmp_path / "features")}), SAE)[0].tags == ("x; y",)
     said = run("summary", MODEL)
     assert "| nearly monosemantic | 100.0% (1/1) | 0.0% (0/1) |" in said
-    assert "a; b=c 1/4, ?odd one 1/4" in said
+    assert "?odd one 1/4, a; b=c 1/4" in said
     with pytest.raises(StoreError, match="cannot be read"):
         run("import", str(tmp_path / "none.csv"))
     with pytest.raises(ConfigError, match=r"ending '.txt' is not known"):

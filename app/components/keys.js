@@ -8,7 +8,8 @@
 // save by keyboard, and when the page goes away.
 
 const PAUSE_MS = 800;
-const QUIET_MS = 250;
+const QUIET_MS = 800;
+const NO_ANSWER_MS = 3000;
 const LONGEST_HOLD_MS = 8000;
 const MOVES = ["n", "p", "u"];
 const MOVING = ".st-key-note_next, .st-key-before, .st-key-after, .st-key-unseen";
@@ -127,8 +128,12 @@ function hold() {
   if (form.held) return;
   form.held = { from: form.place, since: Date.now(), quiet: Date.now(), keys: [] };
   form.held.poll = setInterval(() => {
-    if (running()) form.held.quiet = Date.now();
-    const quiet = Date.now() - form.held.quiet > QUIET_MS;
+    if (running()) {
+      form.held.quiet = Date.now();
+      form.held.answered = true;
+    }
+    // The same head again: it could not be saved. Another head: the form itself says when it is there.
+    const quiet = Date.now() - form.held.quiet > (form.held.answered ? QUIET_MS : NO_ANSWER_MS);
     if (quiet || Date.now() - form.held.since > LONGEST_HOLD_MS) release();
   }, 40);
 }
@@ -138,39 +143,83 @@ function release() {
   if (!held || held.ending) return;
   clearInterval(held.poll);
   held.ending = true;
-  // Keys that come before the new form has been painted still queue up behind the others.
-  requestAnimationFrame(() => {
-    form.held = null;
-    replay(held.keys);
-  });
+  // What is pressed while the others are played again still queues up behind them.
+  play(held);
 }
 
-// Plays keys that were held back. A key that moves on holds the rest back again.
-function replay(keys) {
-  for (const [i, key] of keys.entries()) {
-    if (form.held) {
-      form.held.keys.push(...keys.slice(i));
+const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+
+// Plays keys that were held back, in order. A key that moves on holds the rest back again.
+async function play(held) {
+  await painted();
+  while (held.keys.length) {
+    const key = held.keys.shift();
+    const active = deepActive();
+    if (isField(active) && isText(key)) {
+      let text = key.key;
+      while (held.keys.length && isText(held.keys[0])) text += held.keys.shift().key;
+      await write(active, text);
+      continue;
+    }
+    await painted();
+    const goes = command(key, deepActive());
+    if (goes) {
+      form.held = null;
+      hold();
+      form.held.keys = held.keys;
       return;
     }
-    const active = deepActive();
-    if (isField(active) && key.key.length === 1 && !key.ctrlKey && !key.metaKey) {
-      document.execCommand("insertText", false, key.key);
-    } else if (isField(active) && key.key === "Backspace") document.execCommand("delete");
-    else if (key.key === "Tab") return;
-    else {
-      const { key: name, code, ctrlKey, metaKey, shiftKey, altKey } = key;
-      const again = new KeyboardEvent("keydown", {
-        key: name, code, ctrlKey, metaKey, shiftKey, altKey, bubbles: true, cancelable: true, composed: true,
-      });
-      (active || document.body).dispatchEvent(again);
-    }
+    await painted();
+    if (["e", "w", "r", "g"].includes(key.key) && !isField(active)) await focused();
   }
+  form.held = null;
+}
+
+const isText = (key) => key.key.length === 1 && !key.ctrlKey && !key.metaKey;
+
+// Writes into a field that has just come; a field that is drawn anew meanwhile loses it, so it is looked at again.
+async function write(field, text) {
+  for (let i = 0; i < 4; i++) {
+    document.execCommand("insertText", false, text);
+    await painted();
+    await new Promise((done) => setTimeout(done, 30));
+    const now = deepActive();
+    if ((now?.value ?? now?.textContent ?? "").includes(text)) return;
+    if (!isField(now)) field.focus();
+  }
+}
+
+// Until a field has the focus, for a key that goes to one; given up after a moment.
+async function focused() {
+  for (let i = 0; i < 20 && !isField(deepActive()); i++) await new Promise((done) => setTimeout(done, 25));
+}
+
+// One held key that is no text; true if it moves to another head.
+function command(key, active) {
+  const name = key.key.toLowerCase();
+  const modified = key.ctrlKey || key.metaKey;
+  if (modified && (name === "enter" || name === "s")) {
+    keep(active);
+    fresh(`.st-key-note_${name === "s" ? "save" : "next"} button`)?.click();
+    return name === "enter";
+  }
+  if (!isField(active) && MOVES.includes(name)) {
+    fresh(`.st-key-${{ n: "after", p: "before", u: "unseen" }[name]} button`)?.click();
+    return true;
+  }
+  if (name === "backspace") document.execCommand("delete");
+  else {
+    const { code, shiftKey } = key;
+    const same = { key: key.key, code, shiftKey, bubbles: true, cancelable: true, composed: true };
+    (active || document.body).dispatchEvent(new KeyboardEvent("keydown", same));
+  }
+  return false;
 }
 
 function pressed(event) {
   if (!form.mounted || document.querySelector("dialog.ha-help")) return;
   const modified = event.ctrlKey || event.metaKey || event.altKey;
-  if (form.held) {
+  if (form.held && event.isTrusted) {
     if (["Control", "Shift", "Alt", "Meta"].includes(event.key)) return;
     if (modified && event.key !== "Enter" && event.key.toLowerCase() !== "s") return;
     event.preventDefault();
@@ -188,11 +237,11 @@ function pressed(event) {
   }
   if ((event.ctrlKey || event.metaKey) && (key === "s" || key === "enter")) {
     keep(active);
-    if (key === "enter") setTimeout(hold);
+    if (key === "enter") hold();
     return;
   }
   if (modified || isField(active)) return;
-  if (MOVES.includes(key)) setTimeout(hold);
+  if (MOVES.includes(key)) hold();
   else if (letter(event)) {
     event.preventDefault();
     event.stopImmediatePropagation();
@@ -207,7 +256,7 @@ function typed(event) {
 }
 
 function clicked(event) {
-  if (form.mounted && event.isTrusted && event.target.closest?.(MOVING)) setTimeout(hold);
+  if (form.mounted && event.isTrusted && event.target.closest?.(MOVING)) hold();
 }
 
 const listeners = [

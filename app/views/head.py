@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import blind, charts, families, head_facts, head_measures, head_near, navigation, state, style, walk
 from app.components import draw
 from app.components.payload import Texts, example, rounded
-from app.head_form import Place, head_form, move
+from app.head_form import Place, asked_head, head_form, move
 from app.state import Scope
 from app.views.atlas import mini_map, progress_bar
 from atlas.db import annotations
@@ -30,7 +30,7 @@ def chosen_head(scope: Scope) -> Place:
     Raises StoreError naming a head that does not exist and those that do.
     """
     model = scope.model
-    text = st.query_params.get("head")
+    text = asked_head()
     if text is None:
         text = st.session_state.get(f"last head of {model.model}", "L0H0")
     match = _NAME.fullmatch(text)

@@ -145,7 +145,7 @@ def _verdict(text: str) -> dict[str, Any]:
         raise ConfigError(f"verdict {text!r} cannot be read; write it like SAE 17=group, =?odd or =?unsure")
     if said.startswith("?") and not said.startswith("??"):
         return {"sae": sae, "feature": int(feature), "verdict": said[1:], "group": ""}
-    return {"sae": sae, "feature": int(feature), "verdict": "group", "group": said[1:] if said[:1] == "?" else said}
+    return {"sae": sae, "feature": int(feature), "verdict": "group", "group": said.removeprefix("?")}
 
 
 def _sheet_row(note: Note) -> list[str]:

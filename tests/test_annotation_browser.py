@@ -1,0 +1,179 @@
+# ruff: noqa: F401, F811 (fixtures are imported and then asked for by name)
+"""Annotating in a real browser: by keyboard alone, with two writers, through a reload, with hostile text."""
+
+import re
+
+import pytest
+
+from atlas.db import annotations
+from atlas.settings import load_settings
+from tests.test_app_browser import address, browser, heading, label, page
+
+pytestmark = pytest.mark.browser
+OTHERS = re.compile(r"^What others wrote \(")
+
+
+def ready(page, place):
+    """Wait until the form is the one of this head."""
+    from playwright.sync_api import expect
+
+    heading(page, place)
+    expect(page.locator(f"html[data-head={place}]")).to_have_count(1)
+
+
+def test_a_head_by_keyboard_from_the_grid_to_saved_and_back(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/atlas?annotator=key")
+    cell = page.locator(".cell[data-at='0,0']")
+    cell.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    ready(page, "L0H1")
+    rows = page.locator(".st-key-note-verdicts .row")
+    expect(rows).to_have_count(10)
+    page.keyboard.press("g")
+    page.keyboard.type("lists & <b>tags</b>")
+    page.keyboard.press("Enter")
+    page.keyboard.type("1111111oc")
+    expect(rows.nth(9).locator(".said")).to_have_text("can't say")
+    expect(page.get_by_text("lists & <b>tags</b> 8/10: nearly monosemantic")).to_be_visible()
+    page.keyboard.press("e")
+    page.keyboard.type("closes lists")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Shift+Digit4")
+    page.keyboard.press("s")
+    expect(page.get_by_role("switch", name="Star")).to_be_checked()
+    page.keyboard.press("Control+Enter")
+    ready(page, "L0H2")
+    page.keyboard.press("p")
+    ready(page, "L0H1")
+    expect(label(page)).to_have_value("closes lists")
+    expect(rows.nth(8).locator(".said")).to_have_text("odd one out")
+    expect(page.get_by_text(re.compile("^done, version"))).to_be_visible()
+    page.keyboard.press("z")
+    expect(page.get_by_text(re.compile("^draft, version"))).to_be_visible()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="Keys")).to_have_count(0)
+
+
+def test_keys_pressed_while_the_next_head_opens_go_to_that_head(page, address):
+    """Without a pause between heads; what was typed used to land in the note of the head before."""
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/head?head=L1H0&annotator=fast")
+    ready(page, "L1H0")
+    for place in ("L1H0", "L1H1", "L1H2"):
+        page.keyboard.press("e")
+        page.keyboard.type(f"of {place}")
+        page.keyboard.press("Control+Enter")
+    ready(page, "L1H3")
+    for place in ("L1H2", "L1H1", "L1H0"):
+        page.keyboard.press("p")
+        ready(page, place)
+        expect(label(page)).to_have_value(f"of {place}")
+
+
+def test_the_second_writer_sees_both_texts(page, browser, address):
+    from playwright.sync_api import expect
+
+    url = f"{address}/head?head=L0H3&annotator=two"
+    other = browser.new_page()
+    for one in (page, other):
+        one.goto(url)
+        ready(one, "L0H3")
+    label(page).fill("from the first window")
+    expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
+    label(other).fill("from the second window")
+    expect(other.get_by_text("This note was changed elsewhere")).to_be_visible()
+    expect(other.get_by_text("label, stored")).to_contain_text("from the first window")
+    expect(other.get_by_text("label, yours")).to_contain_text("from the second window")
+    other.get_by_role("button", name="Keep mine").click()
+    expect(other.get_by_text(re.compile("draft, version 2"))).to_be_visible()
+    other.close()
+    page.reload()
+    ready(page, "L0H3")
+    expect(label(page)).to_have_value("from the second window")
+
+
+def test_a_verdict_and_a_text_survive_a_reload_at_once(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/head?head=L1H3&annotator=rel")
+    ready(page, "L1H3")
+    page.keyboard.press("j")
+    page.keyboard.press("o")
+    expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
+    page.keyboard.press("w")
+    page.keyboard.type("half a sentence, then")
+    expect(page.get_by_text(re.compile("draft, version 2"))).to_be_visible()
+    page.reload()
+    ready(page, "L1H3")
+    expect(page.get_by_label("Notes")).to_have_value("half a sentence, then")
+    expect(page.locator(".st-key-note-verdicts .row").nth(1).locator(".said")).to_have_text("odd one out")
+
+
+HOSTILE = "<script>document.title='owned'</script>\u202e txet **x** [a](javascript:1) 🧠 "
+    "<img src=x onerror=alert(1)>"
+
+
+def test_hostile_text_is_text_everywhere(page, browser, address):
+    from playwright.sync_api import expect
+
+    alerts = []
+    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+    page.goto(f"{address}/head?head=L0H0&annotator=mallory")
+    ready(page, "L0H0")
+    page.keyboard.press("g")
+    page.keyboard.insert_text(HOSTILE[:60])
+    page.keyboard.press("Enter")
+    label(page).fill(HOSTILE)
+    page.get_by_label("Notes").fill((HOSTILE + "\n") * 100)
+    page.get_by_label("Notes").press("Control+s")
+    expect(page.get_by_text(re.compile("^done, version"))).to_be_visible()
+    page.goto(f"{address}/head?head=L0H0&annotator=victim")
+    ready(page, "L0H0")
+    page.get_by_text(OTHERS).click()
+    expect(page.get_by_text("onerror=alert(1)").first).to_be_visible()
+    for view in ("atlas", "queue"):
+        page.goto(f"{address}/{view}?annotator=mallory")
+        heading(page, "Queue" if view == "queue" else "Atlas of synthetic")
+    assert alerts == []
+    assert page.title() != "owned"
+    assert page.locator("img[src=x]").count() == page.locator("a[href^=javascript]").count() == 0
+
+
+def test_blind_hides_what_others_wrote_until_saved(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/head?head=L0H0&annotator=ann")
+    ready(page, "L0H0")
+    label(page).fill("seen by others")
+    label(page).press("Control+s")
+    expect(page.get_by_text(re.compile("^done, version"))).to_be_visible()
+    page.goto(f"{address}/head?head=L0H0&annotator=blindfold&blind=1")
+    ready(page, "L0H0")
+    expect(page.get_by_text("Blind: scores, families")).to_be_visible()
+    assert page.get_by_text(OTHERS).count() == page.locator(".card .family").count() == 0
+    label(page).fill("own verdict")
+    label(page).press("Control+s")
+    expect(page.get_by_text(OTHERS)).to_be_visible()
+
+
+def test_a_survey_by_keyboard(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/survey?annotator=rater")
+    page.get_by_label("Name").fill("first look")
+    page.get_by_label("Features of each SAE").fill("1")
+    page.get_by_label("Features of each SAE").press("Tab")
+    page.get_by_role("button", name="Draw the sample").click()
+    expect(page.get_by_text("0 of 2 judged")).to_be_visible()
+    page.locator("h1").click()
+    page.keyboard.press("1")
+    expect(page.get_by_text("1 of 2 judged")).to_be_visible()
+    page.keyboard.press("3")
+    expect(page.get_by_text("You judged every feature")).to_be_visible()
+    expect(page.get_by_text(re.compile(r"9 to 9\d%"))).to_be_visible()
