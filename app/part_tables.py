@@ -14,7 +14,9 @@ _NAMES = ("place", "head_name")
 
 
 def _cell(shown: Shown, value: Any) -> Any:
-    """Shares as percentages: what is shown is what is sorted by."""
+    """Shares as percentages: what is shown is what is sorted by; no text is an empty cell."""
+    if value is None and not shown.form:
+        return ""
     return value * 100 if shown.form.endswith("%") and value is not None else value
 
 
@@ -34,6 +36,7 @@ def draw(part: Part, links: Sequence[str] = ()) -> None:
     columns = {
         shown.name: [_cell(shown, value) for value in part.rows[shown.name].to_pylist()]
         for shown in part.columns
+        if not (links and shown.name == "head_name")
     }
     if links:
         name = st.column_config.LinkColumn(

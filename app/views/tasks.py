@@ -18,9 +18,9 @@ def _layer(scope: Scope, rows: pa.Table, task: str) -> int:
     of_task = [row for row in rows.to_pylist() if row["task"] == task and row["ablation"] == "zero"]
     best = max(of_task, key=lambda row: (row["effect"], -row["layer"], -row["head"]))
     options = [str(layer) for layer in range(scope.model.n_layers)]
-    if st.query_params.get("layer") not in options:
-        st.query_params["layer"] = str(best["layer"])
-    chosen = st.segmented_control("Layer", options, required=True, key="layer", bind="query-params")
+    chosen = st.segmented_control(
+        "Layer", options, default=str(best["layer"]), required=True, key="layer", bind="query-params"
+    )
     return int(chosen if chosen is not None else best["layer"])
 
 
@@ -42,7 +42,8 @@ def _bars(rows: pa.Table, layer: int, tasks: list[dict[str, Any]]) -> None:
                 pa.Table.from_pylist(mine), induction_charts.effects(), 240, f"task_{task['task']}",
                 f"Rise of the loss on {task['task']} without each head of layer {layer}",
             )  # fmt: skip
-            st.caption(state.plain(f"{task['template']}, such as: {task['example']}"))
+            # As code: Markdown would make links of addresses.
+            st.code(f"{task['template']}\n{task['example']}", language=None, wrap_lines=True)
 
 
 def render() -> None:
