@@ -87,6 +87,13 @@ def _bar(share: float, failed: bool) -> str:
     return f"<td style='width:12%'><div class='ha-progress'>{fill}</div></td>"
 
 
+def _said(step: StepRow) -> str:
+    """A step's error or last words; of one that nobody has been heard of for too long, that."""
+    if step.status == "running" and step.lease_until is not None and step.lease_until < datetime.now(UTC):
+        return "nothing was heard of its worker; it goes on when somebody takes it over"
+    return step.error or step.message or ""
+
+
 def step_line(step: StepRow, unit: Unit | None = None) -> str:
     """One step as a table row, escaped."""
     unit_name = f" {unit.name}" if unit and unit.name else ""
@@ -100,7 +107,7 @@ def step_line(step: StepRow, unit: Unit | None = None) -> str:
         html.escape(step.queue),
     )
     numbers = "".join(f"<td>{cell}</td>" for cell in cells)
-    said = html.escape(step.error or step.message or "")
+    said = html.escape(_said(step))
     return (
         f"<tr><td>{MARKS[step.status]} {html.escape(step.name)}</td>"
         f"<td class='ha-left ha-nowrap'>{WORDS.get(step.status, step.status)}</td>"

@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.request
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import dag
-from app.job_tables import costs_table, group_line, rate_of, steps_table
+from app.job_tables import costs_table, group_line, rate_of, step_line, steps_table
 from atlas.access import Actor, use_source
 from atlas.cli.app import streamlit_command
 from atlas.configs import BuildConfig
@@ -158,6 +159,13 @@ def test_rates_are_in_tokens_where_units_are_text():
     assert rate_of(running, Unit("features")) == "2.5 features/s"
     assert rate_of(running, None) == "2.5/s"
     assert rate_of(replace(running, status="done"), None) == ""
+
+
+def test_a_step_whose_worker_is_silent_says_so():
+    past, future = (datetime.now(UTC) + timedelta(seconds=s) for s in (-5, 60))
+    running = row("x", status="running", message="block 3", lease_until=past)
+    assert "nothing was heard of its worker" in step_line(running)
+    assert "block 3" in step_line(replace(running, lease_until=future))
 
 
 def test_a_group_says_how_many_are_in_which_state():
