@@ -116,6 +116,7 @@ def _workers(settings: Settings) -> None:
 
 @st.fragment(run_every=EVERY_SECONDS)
 def _list(settings: Settings) -> None:
+    access.gate(settings)  # a page that reads by itself ends with its login, too
     job_start.say_started()
     if not exists(settings):
         st.info("Nothing was built yet, so there is no database. A build makes both:")

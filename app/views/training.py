@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import streamlit as st
 
-from app import navigation, state, style, training_charts
+from app import access, navigation, state, style, training_charts
 from app.job_tables import duration
 from app.state import Scope
 from atlas import figures
@@ -176,6 +176,7 @@ def _ended(step: str) -> None:
 
 @st.fragment(run_every=EVERY_SECONDS)
 def _going(settings: Settings, step: str) -> None:
+    access.gate(settings)
     found = next((one for one in _running(settings) if one.step == step), None)
     if found is None:
         _ended(step)
