@@ -16,6 +16,7 @@ from app.views import (
     ioi,
     jobs,
     overview,
+    qk,
     queue,
     search,
     sql,
@@ -55,6 +56,7 @@ def _pages() -> dict[str, st.Page]:
         "induction": page(induction.render, title="Induction", url_path="induction"),
         "tasks": page(tasks.render, title="Tasks", url_path="tasks"),
         "circuit": page(circuit.render, title="Circuits", url_path="circuit"),
+        "qk": page(qk.render, title="Queries and keys", url_path="qk"),
         "ioi": page(ioi.render, title="IOI", url_path="ioi"),
         "compare": page(compare.render, title="Compare", url_path="compare"),
         "training": page(training.render, title="Training", url_path="training"),
@@ -68,7 +70,7 @@ def _pages() -> dict[str, st.Page]:
 MENUS = {
     "": ("", "overview", "atlas", "head", "feature", "search", "compare", "try"),
     "Annotate": ("queue", "agreement", "survey"),
-    "Circuits": ("circuit", "induction", "tasks", "ioi"),
+    "Circuits": ("circuit", "induction", "qk", "tasks", "ioi"),
 }
 
 
