@@ -115,8 +115,10 @@ def test_a_verdict_and_a_text_survive_a_reload_at_once(page, address):
     expect(page.locator(".st-key-note-verdicts .row").nth(1).locator(".said")).to_have_text("odd one out")
 
 
-HOSTILE = "<script>document.title='owned'</script>\u202e txet **x** [a](javascript:1) 🧠 "
+HOSTILE = (
+    "<script>document.title='owned'</script>\u202e txet **x** [a](javascript:1) 🧠 "
     "<img src=x onerror=alert(1)>"
+)
 
 
 def test_hostile_text_is_text_everywhere(page, browser, address):
