@@ -402,11 +402,11 @@ class QKConfig:
         "When Mary and John went to the store, John gave a drink to",
     )
     """Prompts on which the head's pattern is rebuilt and its features are removed one by one."""
-    repeats: int = 32
+    repeats: int = 16
     """Blocks of random tokens twice, on which induction is tried; 0: it is not."""
     half: int = 50
     """Random tokens before they come again (fewer where the model's context is shorter)."""
-    targets: int = 4
+    targets: int = 2
     """Features "I follow X" of the keys, each taken out and left alone."""
     scale: float = 5.0
     """How much stronger such a feature is made when it is left alone."""

@@ -123,11 +123,12 @@ class Splice:
     def _hook(self, sae: SAE) -> Callable[..., Tensor]:
         def replace(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - the hook protocol passes both
             with torch.enable_grad() if self.gradients else nullcontext():
-                return write_site(value, sae.info.site, self._through(sae, read_site(value, sae.info.site)))
+                return write_site(value, sae.info.site, self.through(sae, read_site(value, sae.info.site)))
 
         return replace
 
-    def _through(self, sae: SAE, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+    def through(self, sae: SAE, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+        """What the model goes on with where one of the SAEs saw ``x``; notes what it saw."""
         name = sae.info.name
         found = encode(sae, x)
         edits = self._edits[name]

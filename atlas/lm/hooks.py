@@ -115,11 +115,13 @@ def logits_with(
     tokens: Int[Tensor, "batch pos"],
     edits: Mapping[Site, Edit],
     resume: Resume | None = None,
+    watch: Mapping[str, Callable[[Tensor], None]] | None = None,
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """The model's logits while each site in ``edits`` is replaced by what its function returns.
 
     With ``resume``, taken from a pass over the same tokens, the layers before it are not run again; the
-    logits are those of a whole pass. A model in which that cannot be done gets the whole pass.
+    logits are those of a whole pass. A model in which that cannot be done gets the whole pass. ``watch``
+    gives raw hooks, such as patterns, and what is to be shown their values, as edited.
 
     Raises:
         ConfigError: a site to edit lies before the layer at which the pass resumes.
@@ -131,7 +133,16 @@ def logits_with(
 
         return replace
 
-    hooks = [(site.hook_name, hook_for(site, edit)) for site, edit in edits.items()]
+    def showing(see: Callable[[Tensor], None]) -> Callable[..., None]:
+        def show(value: Tensor, hook: Any) -> None:  # noqa: ARG001 - the hook protocol passes both
+            see(value)
+
+        return show
+
+    hooks: list[tuple[str, Callable[..., Any]]] = [
+        (site.hook_name, hook_for(site, edit)) for site, edit in edits.items()
+    ]
+    hooks += [(name, showing(see)) for name, see in (watch or {}).items()]
     if resume is None:
         return _logits(model, tokens, fwd_hooks=hooks)
     early = [site for site in edits if site.layer < resume.layer]

@@ -7,8 +7,8 @@ terms; the head's values and every other head stay as they are.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,9 +17,11 @@ from torch import Tensor
 from atlas.circuits.edits import Edit
 from atlas.circuits.splice import Splice
 from atlas.errors import SAEError
+from atlas.lm.hooks import Resume, capture, logits_with
 from atlas.lm.load import LanguageModel
 from atlas.sae.model import SAE
 from atlas.sae.objectives import partner
+from atlas.sites import Site
 
 
 class Pair(NamedTuple):
@@ -67,18 +69,26 @@ def run(
     *,
     rebuilt: bool = True,
     error: bool = False,
+    resume: Resume | None = None,
 ) -> Run:
     """One pass: with the head's q and k rebuilt (perhaps edited), or of the model as it is.
 
-    With ``error`` the SAEs' error terms are added, so that edits alone make a difference.
+    With ``error`` the SAEs' error terms are added, so that edits alone make a difference. With ``resume``
+    (see ``entering``) the layers before the head's are not run again.
     """
     seen: dict[str, Tensor] = {}
 
-    def keep(value: Tensor, hook: Any) -> None:  # noqa: ARG001 - the hook protocol passes both
-        seen["pattern"] = value[:, pair.head].detach()
+    def keep(pattern: Tensor) -> None:
+        seen["pattern"] = pattern[:, pair.head].detach()
 
-    hooks = [(f"blocks.{pair.layer}.attn.hook_pattern", keep)]
     splice = Splice(model, pair, edits, error) if rebuilt else None
-    with splice or nullcontext():
-        logits = model.bridge.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
+    through = {sae.info.site: partial(splice.through, sae) for sae in pair} if splice else {}
+    watch = {f"blocks.{pair.layer}.attn.hook_pattern": keep}
+    logits = logits_with(model, tokens, through, resume, watch)
     return Run(logits, seen["pattern"], splice)
+
+
+def entering(model: LanguageModel, tokens: Int[Tensor, "batch pos"], pair: Pair) -> Resume:
+    """What enters the pair's layer on these tokens, from which any number of passes can be resumed."""
+    site = Site("resid_pre", pair.layer)
+    return Resume(pair.layer, capture(model, tokens, [site])[0][site])

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from atlas.circuits.edits import Edit, ablate, scale
-from atlas.circuits.pairs.pair import Pair, run
+from atlas.circuits.pairs.pair import Pair, entering, run
 from atlas.lm.load import LanguageModel
 from atlas.lm.repeats import random_repeats
 from atlas.progress import Progress
@@ -93,6 +93,8 @@ def blocks_with(
 
 def edits_of(variant: str, pair: Pair, target: Target, half: int, factor: float) -> list[Edit]:
     """What a variant changes in the keys' features."""
+    if variant in ("original", "rebuilt"):
+        return []
     name, first_half = pair.k.info.name, range(1, half + 1)
     if variant in ("ablated", "subtracted"):
         return [ablate(name, target.feature, list(first_half))]
@@ -133,23 +135,23 @@ class Repeats:
         self.half = min(half, (model.shape.n_ctx - 1) // 2)
         self.batch = max(1, _MOST_LOGITS // ((2 * self.half + 1) * model.shape.d_vocab))
 
-    def curve(self, variant: str, target: Target | None = None, factor: float = 1.0) -> Curve:
-        """The curve of a variant, on blocks with the target's token if there is one."""
-        tokens = self.blocks(target)
-        edits = (
-            edits_of(variant, self.pair, target, self.half, factor)
-            if target is not None and variant not in ("original", "rebuilt")
-            else []
-        )
-        sums = _Sums()
-        for some in torch.split(tokens, self.batch):
-            seen = run(
-                self.model, some, self.pair, edits,
-                rebuilt=variant != "original", error=variant == "subtracted",
-            )  # fmt: skip
-            sums.log_prob.append(right_log_probs(seen.logits, some).cpu())
-            sums.attention.append(copied_attention(seen.pattern, self.half).cpu())
-        return sums.curve()
+    def variants(self, target: Target | None, factor: float = 1.0) -> dict[str, Curve]:
+        """The curve of every variant, on blocks with the target's token; without a target, of two."""
+        edits = {variant: [] for variant in VARIANTS[:2]} if target is None else {
+            variant: edits_of(variant, self.pair, target, self.half, factor) for variant in VARIANTS
+        }  # fmt: skip
+        sums = {variant: _Sums() for variant in edits}
+        for some in torch.split(self.blocks(target), self.batch):
+            # All variants share what comes before the head's layer.
+            resume = entering(self.model, some, self.pair)
+            for variant, changes in edits.items():
+                seen = run(
+                    self.model, some, self.pair, changes,
+                    rebuilt=variant != "original", error=variant == "subtracted", resume=resume,
+                )  # fmt: skip
+                sums[variant].log_prob.append(right_log_probs(seen.logits, some).cpu())
+                sums[variant].attention.append(copied_attention(seen.pattern, self.half).cpu())
+        return {variant: found.curve() for variant, found in sums.items()}
 
     def blocks(self, target: Target | None) -> Int[Tensor, "n pos"]:
         """The blocks of a target."""
@@ -161,10 +163,10 @@ class Repeats:
         self, targets: Sequence[Target], factor: float, progress: Progress
     ) -> dict[tuple[int, str], Curve]:
         """Every variant of every target, by (target, variant); -1: blocks without a token put in."""
-        plain = [(-1, variant) for variant in VARIANTS[:2]]
-        asked = plain + [(i, variant) for i in range(len(targets)) for variant in VARIANTS]
+        asked: list[Target | None] = [None, *targets]
         found = {}
-        for done, (i, variant) in enumerate(asked, 1):
-            found[i, variant] = self.curve(variant, None if i < 0 else targets[i], factor)
-            progress.update(done, len(asked), f"repeats: {variant}")
+        for number, target in enumerate(asked, -1):
+            for variant, curve in self.variants(target, factor).items():
+                found[number, variant] = curve
+            progress.update(number + 2, len(asked), "random tokens twice")
         return found
