@@ -41,7 +41,8 @@ def as_text(trace: Trace, width: int = 3) -> str:
     return "\n".join([*lines[:CUT], *more])
 
 
-def _lines(trace: Trace, node: Node, level: int, width: int, out: list[str], above: set[str]) -> None:
+def _lines(trace: Trace, node: Node, level: int, width: int, out: list[str], said: set[str]) -> None:
+    """Terms below a node; what stands above already is not unfolded a second time."""
     for term in node.terms[:width]:
         share = f" ({term.weight / node.value:.0%})" if node.value else ""
         beside = ""
@@ -50,9 +51,12 @@ def _lines(trace: Trace, node: Node, level: int, width: int, out: list[str], abo
             beside = "  by " + ", ".join(f"L{term.layer}H{h} {weight:+.3g}" for h, weight in order)
         elif term.activation is not None:
             beside = f"  fires {term.activation:.3g}"
+        below = term.node
+        beside += "  (see above)" if below in said else ""
         out.append(f"{'  ' * level}{named(term, trace.texts)} {term.weight:+.4g}{share}{beside}")
-        if term.node is not None and term.node not in above:
-            _lines(trace, trace.nodes[term.node], level + 1, width, out, above | {term.node})
+        if below is not None and below not in said:
+            said.add(below)
+            _lines(trace, trace.nodes[below], level + 1, width, out, said)
 
 
 def circuit_tracer(trace: Trace, slug: str = "trace") -> dict[str, Any]:

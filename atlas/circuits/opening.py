@@ -8,6 +8,7 @@ with bench.splice(["L05.z"]) as run:
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -107,13 +108,14 @@ def open_circuits(
     """
     settings = load_settings() if settings is None else settings
     info = current(settings, release)
-    con = cursor(open_release(info.path))
-    row = overview.find_model(overview.models(con), model)
-    loaded = load_model(ModelConfig(row.model, row.processing), prepare_torch(settings))
-    digest = _rows(con, "SELECT digest FROM models WHERE model = ?", [row.model])[0][0]
+    with closing(open_release(info.path)) as con:
+        row = overview.find_model(overview.models(cursor(con)), model)
+        given = _given_name(cursor(con), row.model)
+        digest = _rows(con, "SELECT digest FROM models WHERE model = ?", [row.model])[0][0]
+        known = _rows(con, "SELECT sae, digest FROM saes WHERE model = ? ORDER BY sae", [row.model])
+    loaded = load_model(ModelConfig(given, row.processing), prepare_torch(settings))
     if digest != loaded.files.digest:
         raise ModelError(f"model {row.model!r} here has other weights than the one of release {info.label!r}")
-    known = _rows(con, "SELECT sae, digest FROM saes WHERE model = ? ORDER BY sae", [row.model])
     wanted = [(name, d) for name, d in known if any(fnmatchcase(name, one) for one in saes)]
     if not wanted:
         raise SAEError(
@@ -121,6 +123,14 @@ def open_circuits(
             f"it holds {', '.join(name for name, _ in known) or 'none'}"
         )
     return Bench(loaded, {name: _load(settings, name, d, loaded) for name, d in wanted}, info)
+
+
+def _given_name(con: Any, model: str) -> str:
+    """What the build called the model: a local folder is more than its name."""
+    config = overview.readable(overview.provenance(con).get("config", ""))
+    given = config.get("model", {}) if isinstance(config, dict) else {}
+    name = str(given.get("name", ""))
+    return name if name.rstrip("/").split("/")[-1] == model else model
 
 
 def _rows(con: Any, text: str, given: list[Any]) -> list[tuple[Any, ...]]:
@@ -137,8 +147,8 @@ def _load(settings: Settings, name: str, digest: str, model: LanguageModel) -> S
 
 def release_text(release: ReleaseInfo, blocks: int) -> npt.NDArray[np.int64]:
     """Token ids [blocks, context] of the first blocks of a release's text; SAEError if it holds none."""
-    con = cursor(open_release(release.path))
-    found = _rows(con, "SELECT tokens FROM docs WHERE block < ? ORDER BY block", [blocks])
+    with closing(open_release(release.path)) as con:
+        found = _rows(con, "SELECT tokens FROM docs WHERE block < ? ORDER BY block", [blocks])
     if not found:
         raise SAEError(f"release {release.label!r} holds no text")
     return np.array([tokens for (tokens,) in found], np.int64)

@@ -31,9 +31,9 @@ def circuit() -> None:
 @click.option("--sae", required=True, help="SAE of the feature: its name, or its site such as L05.z.")
 @click.option("--feature", required=True, type=int, help="The feature's number.")
 @click.option("--position", default=-1, show_default=True, help="Position, 0 is BOS; negative: from the end.")
-@click.option("--breadth", default=5, show_default=True, help="Terms of a node that are kept.")
+@click.option("--breadth", default=4, show_default=True, help="Terms of a node that are kept.")
 @click.option("--depth", default=3, show_default=True, help="Attention features on a path.")
-@click.option("--nodes", default=200, show_default=True, help="Most nodes.")
+@click.option("--nodes", default=40, show_default=True, help="Most nodes.")
 @click.option("--no-residual", is_flag=True, help="Split sources by component even if residual SAEs exist.")
 @click.option("--json", "own", type=click.Path(path_type=Path, dir_okay=False), help="Write the trace here.")
 @click.option(

@@ -12,6 +12,7 @@ STUDIES = {
     "sweep": ("sweep",),
     "layers": ("layers", "pruning", "stages"),
     "revival": ("training", "sweep"),
+    "circuits": ("layers",),
     "induction": ("induction", "tasks"),
 }
 """Each study and the reports that show its result; its config is ``resources/studies/NAME.toml``."""
@@ -36,6 +37,7 @@ def study(ctx: click.Context, name: str, dry_run: bool, config: bool) -> None:
     against L0, quality and dead features. layers: SAEs of every layer's z, attn_out and mlp_out, then
     pruned and finetuned (seed 003's tables). revival: dead features with each remedy, with and without
     decoder bias. induction: which heads want long prefixes, and tasks without each head (seed 001).
+    circuits: SAEs on z and resid_pre of every layer, for `atlas circuit` and `atlas ioi` (seed 004).
     """
     from atlas.cli.build import run_build
     from atlas.cli.report import report
