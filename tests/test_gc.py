@@ -227,7 +227,22 @@ def test_a_build_that_counted_on_a_removed_output_makes_it_again(settings, monke
     """Between the look at the outputs and the record of the run, `atlas gc` removed one of them."""
     plan = plan_of("a", "b")
     a, b = plan.steps
-    monkeypatch.setattr(local, "waiting_for", lambda plan, settings: [a, b])
-    run = local.begin(plan, settings, "local", [b])
+    looks = [[b], [a, b], [a, b], [a, b]]
+    monkeypatch.setattr(local, "waiting_for", lambda plan, settings: looks.pop(0))
+    run = local.begin(plan, settings, "local")
     assert {one.name: one.status for one in run.steps} == {"a": "ready", "b": "ready"}
     assert sorted(one.status for one in list_runs(settings)) == ["cancelled", "pending"]
+
+
+def test_a_step_that_ends_while_another_joins_is_not_taken_for_removed(settings, monkeypatch):
+    plan = plan_of("a", "b")
+    a, b = plan.steps
+    first, owner = create_run(settings, plan), new_owner()
+    claim_step(settings, first.id, "a", owner)
+    # The second looks, and only then the first ends its step.
+    monkeypatch.setattr(local, "waiting_for", lambda plan, settings: [b] if ended else [a, b])
+    ended = []
+    local.waiting_for(plan, settings)
+    finish_step(settings, first.id, "a", owner)
+    ended.append("a")
+    assert local.begin(plan, settings, "local").id == first.id

@@ -6,6 +6,7 @@ attempt finds it current; and steps made ready whose message was not sent are fo
 """
 
 import logging
+from functools import partial
 
 from atlas.configs import BuildConfig
 from atlas.db.leases import (
@@ -22,7 +23,7 @@ from atlas.db.rows import StepRow
 from atlas.db.runs import active_runs, load_run, unsent_steps
 from atlas.errors import AtlasError, Cancelled, ConfigError, HandedBack
 from atlas.pipeline.interrupts import interruptible
-from atlas.pipeline.retries import MAX_ATTEMPTS, judge
+from atlas.pipeline.retries import MAX_ATTEMPTS, judge, patiently
 from atlas.queue import empty_queues, send_ready, send_steps
 from atlas.settings import Settings
 from atlas.units import unit_of
@@ -30,6 +31,8 @@ from workers import leaving
 
 log = logging.getLogger("atlas.worker")
 
+HAND_BACK_SECONDS = 5.0
+"""How long a worker that has to end waits for a database that is away."""
 LOST_SECONDS, RESEND_SECONDS = 10.0, 600.0
 """After these a message is sent again: if its queue is empty, and in any case."""
 
@@ -67,15 +70,15 @@ def _failed(settings: Settings, step: StepRow, owner: str, error: Exception) -> 
         log.info("step %s of %s waits: %s", step.name, step.run_id, verdict.text)
     if not isinstance(error, AtlasError):
         log.error("unexpected error in step %s of %s", step.name, step.run_id, exc_info=error)
-    ready = fail_step(
-        settings, step.run_id, step.name, owner, verdict.text, retry=verdict.again, counts=verdict.counts
-    )
+    how = {"retry": verdict.again, "counts": verdict.counts}
+    ready = patiently(partial(fail_step, settings, step.run_id, step.name, owner, verdict.text, **how))
     send_ready(settings, step.run_id, ready, countdown=verdict.wait)
 
 
 def _hand_back(settings: Settings, step: StepRow, owner: str, error: HandedBack) -> None:
     """Give the step to another worker, from its last checkpoint; for this one it was no attempt."""
-    ready = fail_step(settings, step.run_id, step.name, owner, str(error), retry=True, counts=False)
+    given = partial(fail_step, settings, step.run_id, step.name, owner, str(error), retry=True, counts=False)
+    ready = patiently(given, seconds=HAND_BACK_SECONDS)
     send_ready(settings, step.run_id, ready)
 
 
@@ -95,20 +98,29 @@ def run_one(settings: Settings, run_id: str, name: str, worker: str = "") -> str
         fail_step(settings, run_id, name, owner, f"given up after {MAX_ATTEMPTS} attempts; the last: {last}")
         return "failed"
     try:
+        return _outcome(settings, step, owner)
+    except LeaseLostError as error:
+        log.warning("%s", error)
+        return "lost"
+
+
+def _outcome(settings: Settings, step: StepRow, owner: str) -> str:
+    """Do a held step and record what came of it."""
+    run_id, name = step.run_id, step.name
+    try:
         _work(settings, step, owner)
     except HandedBack as error:
         _hand_back(settings, step, owner, error)
         return "handed back"
     except Cancelled:
-        cancel_step(settings, run_id, name, owner)
+        patiently(partial(cancel_step, settings, run_id, name, owner))
         return "cancelled"
-    except LeaseLostError as error:
-        log.warning("%s", error)
-        return "lost"
+    except LeaseLostError:
+        raise
     except Exception as error:  # noqa: BLE001 (whatever a step raises is recorded with the step)
         _failed(settings, step, owner, error)
         return "failed"
-    send_ready(settings, run_id, finish_step(settings, run_id, name, owner))
+    send_ready(settings, run_id, patiently(partial(finish_step, settings, run_id, name, owner)))
     return "done"
 
 

@@ -14,7 +14,7 @@ from atlas.settings import Settings, load_settings
 from atlas.sweeps import expand_sweeps, read_sweep
 
 if TYPE_CHECKING:
-    from atlas.pipeline.plan import Plan, Step
+    from atlas.pipeline.plan import Plan
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
@@ -209,12 +209,12 @@ def run_build(config: BuildConfig, *, dry_run: bool = False, detach: bool = Fals
     if not waiting:
         click.echo("everything is current", err=True)
     elif detach:
-        _detach(plan, settings, waiting)
+        _detach(plan, settings)
         return
     elif settings.broker_url is not None:
         from atlas.cli.worker import wait
 
-        wait(_hand_over(plan, settings, waiting), settings)
+        wait(_hand_over(plan, settings), settings)
     else:
         from atlas.cli.display import step_display
         from atlas.pipeline.local import run_local
@@ -225,20 +225,20 @@ def run_build(config: BuildConfig, *, dry_run: bool = False, detach: bool = Fals
     click.echo(f"release {info.label}: {where} ({time.monotonic() - started:.0f} s)")
 
 
-def _hand_over(plan: "Plan", settings: Settings, waiting: "list[Step]") -> str:
+def _hand_over(plan: "Plan", settings: Settings) -> str:
     """Record the run for the workers, send what is ready, and return the run's id."""
     from atlas.pipeline.local import begin
     from atlas.queue import send_ready
 
-    run = begin(plan, settings, "queue", waiting)
+    run = begin(plan, settings, "queue")
     send_ready(settings, run.id)
     return run.id
 
 
-def _detach(plan: "Plan", settings: Settings, waiting: "list[Step]") -> None:
+def _detach(plan: "Plan", settings: Settings) -> None:
     """Hand the plan to the workers, or to a process of its own."""
     if settings.broker_url is not None:
-        click.echo(f"run {_hand_over(plan, settings, waiting)} goes on in the workers; look: atlas status")
+        click.echo(f"run {_hand_over(plan, settings)} goes on in the workers; look: atlas status")
         return
     from atlas.launch import launch
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from atlas.db.models import Run, RunStep
-from atlas.db.states import ENDED
+from atlas.db.states import ENDED, FINISHED
 
 
 class ConfigLike(Protocol):
@@ -113,6 +113,11 @@ class RunRow:
     def ended(self) -> bool:
         """Whether nothing more will happen."""
         return self.status in ENDED
+
+    @property
+    def finished(self) -> frozenset[str]:
+        """Names of the steps whose output is there."""
+        return frozenset(step.name for step in self.steps if step.status in FINISHED)
 
 
 def _fields(row: Run | RunStep, names: Collection[str]) -> dict[str, Any]:

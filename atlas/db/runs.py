@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 
 from sqlalchemy import and_, or_, select
@@ -17,6 +17,8 @@ from atlas.db.session import clock, reading, writing
 from atlas.db.states import ENDED, FINISHED, QUEUES, run_status
 from atlas.errors import ConfigError, ConflictError, one_of
 from atlas.settings import Settings
+
+Current = Collection[str] | Callable[[], Collection[str]] | None
 
 
 def plan_digest(plan: PlanLike) -> str:
@@ -66,11 +68,12 @@ def create_run(
     plan: PlanLike,
     *,
     executor: str = "local",
-    current: Collection[str] | None = None,
+    current: Current = None,
 ) -> RunRow:
     """Record a run of a plan, or join the one of the same plan that is already under way.
 
-    ``current`` names the steps whose outputs are there: they are skipped (None: not known, none are).
+    ``current`` names the steps whose outputs are there: they are skipped (None: not known, none are). A
+    function is asked once the run is locked, so that steps which others end meanwhile are not missed.
     ``executor`` is ``local`` (this process) or ``queue`` (workers); joining moves the run to it. A run under
     way whose finished outputs were removed since is cancelled, and a new one made.
 
@@ -84,10 +87,11 @@ def create_run(
     try:
         with writing(settings) as session:
             found = _active(session, digest)
-            if found is not None and not _join(session, found, current):
+            names = current() if callable(current) else current
+            if found is not None and not _join(session, found, names):
                 found = None
             if found is None:
-                found = _insert_run(session, plan, digest, executor, current or ())
+                found = _insert_run(session, plan, digest, executor, names or ())
             found.executor = executor
             run_id = found.id
     except IntegrityError:

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 
 from atlas.db.leases import (
     LeaseLostError,
@@ -23,7 +24,7 @@ from atlas.errors import AtlasError, Cancelled, ConflictError
 from atlas.pipeline.execute import current_steps, run_step, waiting_for
 from atlas.pipeline.interrupts import interruptible
 from atlas.pipeline.plan import Plan, Step
-from atlas.pipeline.retries import judge
+from atlas.pipeline.retries import judge, patiently
 from atlas.progress import Progress
 from atlas.settings import Settings
 from atlas.units import unit_of
@@ -56,11 +57,11 @@ def run_local(plan: Plan, settings: Settings, shown: Shown) -> RunRow | None:
     Raises:
         AtlasError: the first error of a step, after it has been recorded with the run.
     """
-    waiting = waiting_for(plan, settings)
-    if not waiting:
+    if not waiting_for(plan, settings):
         return None
     ensure_schema(settings)
-    run = begin(plan, settings, "local", waiting)
+    run = begin(plan, settings, "local")
+    waiting = [step for step in plan.steps if step.name not in run.finished]
     log.info("run %s of release %s: %d steps to do", run.id, run.name, len(waiting))
     for number, step in enumerate(waiting, 1):
         with shown(step, number, len(waiting)) as display:
@@ -73,17 +74,20 @@ def run_local(plan: Plan, settings: Settings, shown: Shown) -> RunRow | None:
     return load_run(settings, run.id)
 
 
-def begin(plan: Plan, settings: Settings, executor: str, waiting: Sequence[Step]) -> RunRow:
+def begin(plan: Plan, settings: Settings, executor: str) -> RunRow:
     """Record a run whose outputs are protected from ``atlas gc`` from now on, or join it.
 
-    ``waiting`` is what was not current before; outputs that were removed since are made again.
+    Outputs that were removed while it was recorded are made again.
     """
     while True:
-        run = create_run(settings, plan, executor=executor, current=current_steps(plan, waiting))
-        now = waiting_for(plan, settings)
-        if {step.name for step in now} <= {step.name for step in waiting}:
+        run = create_run(
+            settings,
+            plan,
+            executor=executor,
+            current=lambda: current_steps(plan, waiting_for(plan, settings)),
+        )
+        if not {step.name for step in waiting_for(plan, settings)} & run.finished:
             return run
-        waiting = now
 
 
 def _one(plan: Plan, step: Step, settings: Settings, run_id: str, display: Progress) -> None:
@@ -98,7 +102,7 @@ def _one(plan: Plan, step: Step, settings: Settings, run_id: str, display: Progr
             continue
         try:
             _work(plan, step, settings, run_id, owner, display)
-            finish_step(settings, run_id, step.name, owner)
+            patiently(partial(finish_step, settings, run_id, step.name, owner))
             return
         except (KeyboardInterrupt, Cancelled):
             request_cancel(settings, run_id)
@@ -108,9 +112,8 @@ def _one(plan: Plan, step: Step, settings: Settings, run_id: str, display: Progr
             log.warning("%s", error)
         except Exception as error:
             verdict = judge(error, held.attempts)
-            fail_step(
-                settings, run_id, step.name, owner, verdict.text, retry=verdict.again, counts=verdict.counts
-            )
+            how = {"retry": verdict.again, "counts": verdict.counts}
+            patiently(partial(fail_step, settings, run_id, step.name, owner, verdict.text, **how))
             if not verdict.again:
                 raise
             log.warning("step %s is tried again in %.0f s: %s", step.name, verdict.wait, verdict.text)

@@ -7,8 +7,9 @@ smaller batches (:func:`atlas.pipeline.execute.run_step`).
 
 import random
 import sys
-from collections.abc import Iterator
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 from atlas.db.engine import UnreachableError
 from atlas.errors import ConflictError
@@ -19,7 +20,10 @@ MAX_ATTEMPTS = 5
 MAX_WAIT_SECONDS = 300.0
 WAIT_SECONDS = 20.0
 """How long a worker leaves a step alone that another run does just now."""
+TELL_SECONDS = 120.0
+"""How long a step that has ended waits for the database to be told."""
 TRANSIENT = (UnreachableError, BrokerError, ConflictError, ConnectionError, TimeoutError)
+T = TypeVar("T")
 _CPU_MEMORY = ("DefaultCPUAllocator", "can't allocate memory")
 
 
@@ -57,6 +61,21 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 def back_off(attempt: int) -> float:
     """Seconds to wait before another attempt: 2, 4, 8, ... at most 300, spread by a quarter either way."""
     return min(MAX_WAIT_SECONDS, 2.0**attempt) * random.uniform(0.75, 1.25)  # noqa: S311
+
+
+def patiently(tell: Callable[[], T], *, seconds: float = TELL_SECONDS) -> T:
+    """Tell the database something, and wait for one that is away: what was done must not be done again.
+
+    Raises UnreachableError when it stays away.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return tell()
+        except UnreachableError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
 
 
 class Verdict(NamedTuple):
