@@ -95,8 +95,8 @@ def test_a_release_is_read_on_another_machine(at, publish, url):
         published.current(reader, "other")
 
 
-def test_versions_are_removed(at, publish, url):
-    maker, reader = at("maker", url), at("reader", url)
+def test_versions_are_removed(at, publish, memory):
+    maker, reader = at("maker", memory), at("reader", memory)
     publish(maker, 3)
     publish(maker, 4)
     with pytest.raises(ConflictError, match="little@2 is the current one"):
@@ -107,7 +107,7 @@ def test_versions_are_removed(at, publish, url):
     assert tokens(reader) == 3
     published.remove(maker, "little@1", force=True)
     assert published.names(reader) == []
-    assert [key.rpartition("/")[2] for key in stored(url)] == ["index.json"]
+    assert [key.rpartition("/")[2] for key in stored(memory)] == ["index.json"]
 
 
 def test_of_two_publishers_at_once_one_wins(at, publish, url, monkeypatch):
@@ -207,18 +207,18 @@ def test_the_app_is_given_the_old_version_while_the_new_one_is_copied(at, publis
     assert published.current(reader, wait=False).note == ""
 
 
-@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data[:-1] + b"?"])
-def test_a_damaged_release_is_refused_and_published_anew(at, publish, memory, change):
-    maker, reader = at("maker", memory), at("reader", memory)
+def test_a_damaged_release_is_refused_and_published_anew(at, publish, memory):
+    maker, reader, remote = at("maker", memory), at("reader", memory), Remote(memory)
     info = publish(maker, 3)
     key = f"releases/little/{info.path.name}"
-    Remote(memory).write(key, change(Remote(memory).read(key)))
-    with pytest.raises(LakeError, match=r"\.duckdb is damaged"):
-        published.current(reader)
-    assert not list((reader.releases / "little").glob("little*.duckdb"))
-    if len(Remote(memory).read(key)) != info.size:
-        assert publish(maker, 3).version == 2
-        assert tokens(reader) == 3
+    whole = remote.read(key)
+    for damaged in (whole[:-1] + b"?", whole[:-1]):
+        remote.write(key, damaged)
+        with pytest.raises(LakeError, match=r"\.duckdb is damaged"):
+            published.current(reader)
+        assert not list((reader.releases / "little").glob("little*.duckdb"))
+    assert publish(maker, 3).version == 2
+    assert tokens(reader) == 3
 
 
 def test_copies_take_no_more_than_they_may(at, publish, memory):
