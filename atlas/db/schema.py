@@ -20,10 +20,10 @@ from sqlalchemy import Connection, inspect, text
 import atlas
 from atlas.db import lock_models as _lock_models  # noqa: F401 (adds its table to the metadata)
 from atlas.db import log_models as _log_models  # noqa: F401 (adds its table to the metadata)
+from atlas.db import review_models as _review_models  # noqa: F401 (adds its tables to the metadata)
 from atlas.db import saved_models as _saved_models  # noqa: F401 (adds its table to the metadata)
 from atlas.db import worker_models as _worker_models  # noqa: F401 (adds its table to the metadata)
 from atlas.db.engine import engine_for, forget_engine, hidden, parse_url, plain_errors, sqlite_file
-from atlas.db import review_models as _review_models  # noqa: F401 (adds its tables to the metadata)
 from atlas.db.models import Base
 from atlas.errors import DatabaseError
 from atlas.settings import Settings
