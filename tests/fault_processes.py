@@ -125,3 +125,4 @@ if __name__ == "__main__":
     load_model(ModelConfig("docs-2l"), torch.device("cpu"))  # kept, and so shared by all children
     print("ready", flush=True)
     serve()
+    os._exit(0)  # nothing to tidy up, which takes long with all that was imported
