@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -116,6 +117,20 @@ def test_a_running_training_is_shown_without_any_release():
     at = show("training", run="train-00ff00ff", sae=SWEEP[1])
     assert chosen(at) == [SWEEP[1]]
     assert "Nothing was written for 1 h 0 min" in at.warning[0].value
+
+
+def test_a_stopped_training_is_not_called_running(released):
+    settings = load_settings()
+    for step, age in (("train-now", 0), ("train-old", 3600)):
+        path = write_live(settings.steps, 20, step=step)
+        os.utime(path, (time.time() - age, time.time() - age))
+    try:
+        at = show("training")
+        names = list(at.button_group(key="training_run").options)
+        assert names == ["running: train-now", "in the release", "stopped: train-old"]
+    finally:
+        for step in ("train-now", "train-old"):
+            shutil.rmtree(settings.steps / f".scratch-{step}")
 
 
 def test_a_training_that_has_logged_nothing_yet():

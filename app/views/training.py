@@ -36,12 +36,22 @@ def _running(settings: Settings) -> list[LiveTraining]:
     return _reader(str(settings.steps)).trainings(settings)
 
 
-def _named(step: str) -> str:
-    return "in the release" if step == RELEASE else f"running: {step[:14]}"
+def _silent(one: LiveTraining) -> bool:
+    """Whether a training has written nothing for so long that it was probably stopped."""
+    return time.time() - one.changed > SILENT_SECONDS
 
 
-def _choose_run(known: list[str]) -> str:
+def _known(settings: Settings, *, released: bool) -> dict[str, str]:
+    """Trainings and what they are called: those that run, the release's, those that were stopped."""
+    found = _running(settings)
+    names = {one.step: f"running: {one.step[:14]}" for one in found if not _silent(one)}
+    names |= {RELEASE: "in the release"} if released else {}
+    return names | {one.step: f"stopped: {one.step[:14]}" for one in found if _silent(one)}
+
+
+def _choose_run(names: Mapping[str, str]) -> str:
     """Which training is shown: the one that the address names, else what runs, else the release's."""
+    known = list(names)
     asked = st.query_params.get("run")
     if asked is not None:
         if asked not in known:
@@ -52,7 +62,7 @@ def _choose_run(known: list[str]) -> str:
     if len(known) == 1:
         return known[0]
     chosen = st.segmented_control(
-        "Training", known, format_func=_named, key="training_run", required=True,
+        "Training", known, format_func=names.__getitem__, key="training_run", required=True,
         label_visibility="collapsed", on_change=_to_address,
     )  # fmt: skip
     return str(chosen)
@@ -209,7 +219,7 @@ def render() -> None:
     settings = load_settings()
     style.title("Training", "how the SAEs learned; a running training is read again every two seconds")
     released = bool(state.release_names(settings))
-    known = [one.step for one in _running(settings)] + ([RELEASE] if released else [])
+    known = _known(settings, released=released)
     if not known and "run" not in st.query_params:
         st.info("No training runs, and there is no release yet. A build trains SAEs and publishes them:")
         st.code(MAKE_ONE, language="bash")
