@@ -187,7 +187,7 @@ def test_cancel_stops_a_running_step_soon(settings, workers):
     started = time.monotonic()
     with pytest.raises(Cancelled):
         wait(run_id, settings)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 40  # of the 60 that the step would take; usually 1
     assert set(states(settings, run_id).values()) == {"cancelled"}
     assert outputs(settings) == []
 
@@ -383,7 +383,7 @@ def test_a_silent_step_stops_within_seconds(settings, workers):
     workers()
     wait_until("a runs", lambda: attempts(settings) == ["a"])
     request_cancel(settings, run_id)
-    wait_until("the run ends", ended(settings, run_id), 10)
+    wait_until("the run ends", ended(settings, run_id), 40)
     assert states(settings, run_id) == {"a": "cancelled"}
 
 
