@@ -60,8 +60,8 @@ def features(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     n, n_active, fires = len(ids), sae.n_active[ids], sae.n_active[ids] > 0
     peak = np.where(fires, sae.peak[ids], 0).astype(np.float32)
     some = {name: pa.array(floats(rng, n), mask=~fires) for name in (
-        "mean_activation", "top_position_share", "effective_positions", "top_token_share", "top_previous_share",
-        "top_pair_share",
+        "mean_activation", "top_position_share", "effective_positions", "top_token_share",
+        "top_previous_share", "top_pair_share",
     )}  # fmt: skip
     whole = ("encoder_norm", "decoder_norm", "encoder_decoder_cosine", "bias", "logit_mean", "logit_std",
              "logit_skew", "logit_kurtosis")  # fmt: skip

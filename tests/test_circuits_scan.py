@@ -95,5 +95,5 @@ def test_what_is_looked_at_is_bounded_and_seeded():
     assert strong
     assert min(row["mean_share"] for row in strong) >= 0.2
     assert len(few.rows(most=1)) == 1
-    with pytest.raises(ConfigError, match="least_share 0.0 is not allowed"):
+    with pytest.raises(ConfigError, match=r"least_share 0\.0 is not allowed"):
         Scanned(least_share=0.0)

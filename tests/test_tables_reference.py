@@ -126,7 +126,9 @@ def test_feature_traits(one):
         where, strongest = (one.name, f), one.strongest(f)
         names = ("top_position", "top_position_share", "effective_positions", "top_token")
         if not strongest:
-            assert {row[name] for name in (*names, "top_token_share", "top_previous_share", "top_pair_share")} == {None}, where
+            assert {
+                row[name] for name in (*names, "top_token_share", "top_previous_share", "top_pair_share")
+            } == {None}, where
             continue
         positions = [p for _, p, _ in strongest[:2000]]
         position, share = commonest(positions)

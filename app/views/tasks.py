@@ -21,7 +21,7 @@ def _layer(scope: Scope, rows: pa.Table, task: str) -> int:
     chosen = st.segmented_control(
         "Layer", options, default=str(best["layer"]), required=True, key="layer", bind="query-params"
     )
-    return int(chosen if chosen is not None else best["layer"])
+    return int(chosen)
 
 
 def _bars(rows: pa.Table, layer: int, tasks: list[dict[str, Any]]) -> None:

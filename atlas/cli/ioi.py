@@ -112,7 +112,7 @@ def _print(table: str, rows: "pa.Table", name: str) -> None:
 
     title, how, most = _SHOWN[table]
     rows = rows.filter(pc.equal(rows["study"], name)).drop_columns(["study"])
-    if how is not None and "prompts" in rows.column_names:
+    if "prompts" in rows.column_names:
         rows = rows.filter(pc.equal(rows["prompts"], "all")).drop_columns(["prompts"])
     if how == "effect":
         rows = rows.sort_by([(how, "descending")])

@@ -49,8 +49,8 @@ def sql(
 
     prewarm()  # it starts while the rest is imported
     from atlas.db.arrow import arrow_tables
-    from atlas.store.studies import study_tables
     from atlas.store.published import current
+    from atlas.store.studies import study_tables
 
     settings = load_settings()
     kind = _format(kind, out)

@@ -168,7 +168,8 @@ def pattern_truth(texts: Texts, pattern: str, blocks: Collection[int], seconds: 
     """Where a regular expression holds: at the token that holds the last character of a match.
 
     Matches do not overlap; the expression sees a whole block without BOS, so it may look back and ahead.
-    Empty matches count for nothing. QueryError for one that does not parse, or that takes longer than ``seconds``.
+    Empty matches count for nothing. QueryError for one that does not parse, or that takes longer than
+    ``seconds``.
     """
     if not 0 < len(pattern) <= MOST_PATTERN:
         raise QueryError(f"the expression has {len(pattern)} characters; allowed: 1 to {MOST_PATTERN:,}")
