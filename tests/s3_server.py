@@ -40,7 +40,7 @@ class S3Server:
         root = Path(__file__).parent.parent
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(command, cwd=root, stdout=quiet, stderr=quiet)
-        wait_until("the S3 server answers", self._answers)
+        wait_until("the S3 server answers", self._answers, 120)
 
     def _answers(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
@@ -128,6 +128,9 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty lake in S3; the variables of this process lead there."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # another module's server may have been meant before
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return s3_server.bucket()

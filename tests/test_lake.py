@@ -165,7 +165,7 @@ def test_of_two_that_publish_at_once_one_wins(remote, folder, monkeypatch):
     create = Remote.create
 
     def meet(self, *arguments):
-        met.wait(30)
+        met.wait(120)
         return create(self, *arguments)
 
     monkeypatch.setattr(Remote, "create", meet)
@@ -203,7 +203,7 @@ def test_a_connection_lost_in_an_upload_leaves_nothing_to_be_seen(bucket, wire, 
     assert steps.find("x-1") is None
     assert not steps.is_whole("x-1")
     wire.cut_after(float("inf"))
-    wired.publish("x-1", folder)
+    Folders(Remote(bucket, {"endpoint_url": wire.url}), "steps").publish("x-1", folder)
     assert steps.is_whole("x-1")
 
 
@@ -329,7 +329,7 @@ def test_a_state_is_uploaded_while_a_step_works(remote, tmp_path):
     def dies():
         with states.following("train-1", scratch, 0.05):
             (scratch / "training.safetensors").write_text("half way")
-            wait_until("the state is uploaded", lambda: remote.read("scratch/train-1/state.json"))
+            wait_until("the state is uploaded", lambda: remote.read("scratch/train-1/state.json"), 120)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -115,7 +115,7 @@ def test_of_two_publishers_at_once_one_wins(at, publish, url, monkeypatch):
     met, change = threading.Barrier(2), Shelf.change
 
     def meet(self, *arguments):
-        met.wait(60)
+        met.wait(120)
         return change(self, *arguments)
 
     monkeypatch.setattr(Shelf, "change", meet)
@@ -130,7 +130,7 @@ def test_of_two_contents_at_once_the_second_is_refused(at, publish, memory, monk
     met, change = threading.Barrier(2), Shelf.change
 
     def meet(self, *arguments):
-        met.wait(60)
+        met.wait(120)
         return change(self, *arguments)
 
     def attempt(n):
@@ -147,7 +147,9 @@ def test_of_two_contents_at_once_the_second_is_refused(at, publish, memory, monk
 
 
 @pytest.mark.server
-def test_a_reader_goes_on_with_its_copy_while_the_store_is_away(at, publish, bucket, wire, caplog):
+def test_a_reader_goes_on_with_its_copy_while_the_store_is_away(
+    at, publish, bucket, wire, caplog, monkeypatch
+):
     impatient = (
         '{"endpoint_url": "%s", "config_kwargs": {"connect_timeout": 2, "retries": {"max_attempts": 0}}}'
     )
@@ -161,9 +163,9 @@ def test_a_reader_goes_on_with_its_copy_while_the_store_is_away(at, publish, buc
     assert found.note.startswith(f"lake {bucket}: cannot ")
     assert found.note.endswith("Shown is what was copied here before.")
     assert "hush-hush" not in caplog.text + found.note
-    began = time.monotonic()
-    assert tokens(patient) == 3
-    assert time.monotonic() - began < 2, "it is not asked again at once"
+    with monkeypatch.context() as patched:  # it is not asked again at once
+        patched.setattr(Shelf, "names", lambda self: pytest.fail("the store was asked again"))
+        assert tokens(patient) == 3
     with pytest.raises(LakeUnreachableError, match=bucket):
         published.list_releases(patient)
     with pytest.raises(LakeUnreachableError, match=bucket):
@@ -195,7 +197,7 @@ def test_the_app_is_given_the_old_version_while_the_new_one_is_copied(at, publis
     go, fetch = threading.Event(), Remote.fetch
 
     def slowly(self, files):
-        assert go.wait(30)
+        assert go.wait(120)
         fetch(self, files)
 
     monkeypatch.setattr(Remote, "fetch", slowly)
@@ -203,7 +205,7 @@ def test_the_app_is_given_the_old_version_while_the_new_one_is_copied(at, publis
         found = published.current(reader, wait=False)
         assert (found.version, found.note) == (1, "Version 2 of little is being copied.")
     go.set()
-    wait_until("the new version is here", lambda: published.current(reader, wait=False).version == 2)
+    wait_until("the new version is here", lambda: published.current(reader, wait=False).version == 2, 120)
     assert published.current(reader, wait=False).note == ""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from atlas.errors import ConflictError, SAEError
 from atlas.sae.library import (
@@ -23,15 +24,18 @@ from atlas.sae.library import (
 )
 from atlas.settings import Settings
 from atlas.store.atomic import discard
-from atlas.store.lake.folders import Folders, Inventory
+
+if TYPE_CHECKING:
+    from atlas.store.lake.folders import Folders, Inventory
 
 _WITH_SAES = ("train", "prune", "finetune", "imports")
 """Kinds of steps whose outputs hold SAEs."""
 
 
-def digest_of_inventory(inventory: Inventory) -> str:
+def digest_of_inventory(inventory: "Inventory") -> str:
     """The digest that ``folder_digest`` gives of the files of an inventory; SAEError if it is no SAE.
 
+    >>> from atlas.store.lake.folders import Inventory
     >>> one = Inventory("a", {"cfg.json": (1, "00" * 32), "sae_weights.safetensors": (1, "00" * 32)})
     >>> digest_of_inventory(one) == hashlib.sha256(bytes(64)).hexdigest()
     True
@@ -122,7 +126,7 @@ def bring_trained(settings: Settings, name: str) -> None:
             lake.copy(path, Path.is_dir)
 
 
-def _names_in(steps: Folders, folder: str, inventory: Inventory) -> set[str]:
+def _names_in(steps: "Folders", folder: str, inventory: "Inventory") -> set[str]:
     """Names of the SAEs in an output of the lake, from their configs alone."""
     found = set()
     for file in inventory.files:
