@@ -12,7 +12,7 @@ from app.components import draw
 from app.notes import Draft
 from app.state import Scope, plain
 from app.talk import talk
-from app.verdicts import verdict_list
+from app.verdicts import follows, verdict_list
 from atlas.db import adjudication, annotations, vocabulary
 from atlas.db.notes import LABEL_LENGTH, MOST_WORDS, NOTES_LENGTH, HeadAnnotation
 from atlas.db.places import HeadPlace
@@ -193,7 +193,7 @@ def _finish(draft: Draft[HeadAnnotation], onward: Place | None) -> None:
     if draft.is_blank():
         draft.put("error", "nothing was written about this head yet; write a label or judge a feature first")
         return
-    if draft.save({"status": "done"}) and onward is not None:
+    if draft.save({"status": "done", **follows(draft)}) and onward is not None:
         move(onward)
 
 

@@ -69,6 +69,22 @@ def _take(
     draft.save()
 
 
+def follows(draft: Draft[HeadAnnotation]) -> dict[str, Any]:
+    """What a finished note holds because of its verdicts, where it was not chosen: the class, and its groups.
+
+    The form shows both as soon as a verdict is given; a browser that sends its older view of the form a moment
+    later must not take them away again.
+    """
+    note = draft.typed()
+    words = [one.group for one in note.verdicts if one.group and one.group not in note.groupings]
+    found: dict[str, Any] = {}
+    if words:
+        found["groupings"] = tuple(dict.fromkeys([*note.groupings, *words]))[:MOST_WORDS]
+    if note.semanticity is None and len(note.verdicts) >= TOP:
+        found["semanticity"] = semanticity(note.verdicts)
+    return found
+
+
 def _sum(told: list[FeatureVerdict], n: int, chosen: str | None, same: dict[str, str]) -> str:
     """What the verdicts add up to, in one line."""
     if not told:

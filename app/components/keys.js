@@ -25,19 +25,43 @@ function deepActive() {
   return active;
 }
 
+// A part of the form. While it is drawn again its old parts are marked stale; where there is only such a one, it is
+// the part itself, and where there are two, the stale one belongs to the head before.
 function fresh(selector) {
-  return [...document.querySelectorAll(selector)].find((node) => !node.closest("[data-stale=true]"));
+  const found = [...document.querySelectorAll(selector)];
+  return found.find((node) => !node.closest("[data-stale=true]")) || found[0];
 }
 
 function keep(field) {
   if (!(field instanceof HTMLTextAreaElement)) {
-    if (isField(field) && field.closest(".st-key-note-form")) field.blur();
+    if (isField(field) && field.closest(".st-key-note-form")) leave(field);
     return;
   }
   const { selectionStart, selectionEnd, selectionDirection } = field;
-  field.blur();
+  leave(field);
   field.focus({ preventScroll: true });
   field.setSelectionRange(selectionStart, selectionEnd, selectionDirection);
+}
+
+// While the page draws itself again it may move the form about, which takes the focus out of a field in the middle of
+// a word. Nobody asked for that, so the focus goes back, before the next key.
+const wanted = { until: 0 };
+
+function leave(field) {
+  wanted.until = Date.now() + 50;
+  field.blur();
+}
+
+function strayed(event) {
+  const field = event.target;
+  if (!form.mounted || Date.now() < wanted.until || !isField(field) || !field.closest?.(".st-key-note-form")) return;
+  if (event.relatedTarget || field.type === "checkbox") return;
+  const { selectionStart, selectionEnd } = field;
+  queueMicrotask(() => {
+    if (!field.isConnected || document.activeElement !== document.body || !document.hasFocus()) return;
+    field.focus({ preventScroll: true });
+    if (selectionStart !== null) field.setSelectionRange?.(selectionStart, selectionEnd);
+  });
 }
 
 function into(selector) {
@@ -57,8 +81,8 @@ function letter(event) {
   if (event.shiftKey && /^Digit[1-5]$/.test(event.code)) {
     const buttons = fresh(".st-key-note_confidence")?.querySelectorAll("button") || [];
     buttons[Number(event.code.at(-1)) - 1]?.click();
-  } else if (key === "e") into(".st-key-note-grid input");
-  else if (key === "w") into("textarea");
+  } else if (key === "e") into(".st-key-note-grid input[aria-label=Label]");
+  else if (key === "w") into("textarea[aria-label=Notes]");
   else if (key === "r") into(".st-key-note_role input");
   else if (key === "m") into(".st-key-note_semanticity button");
   else if (key === "s") press(".st-key-note_star input");
@@ -232,7 +256,7 @@ function pressed(event) {
   const active = deepActive();
   const key = event.key.toLowerCase();
   if (event.key === "Escape" && isField(active) && active.closest?.(".st-key-note-form")) {
-    setTimeout(() => active.blur());
+    setTimeout(() => leave(active));
     return;
   }
   if ((event.ctrlKey || event.metaKey) && (key === "s" || key === "enter")) {
@@ -263,8 +287,10 @@ const listeners = [
   ["input", typed],
   ["keydown", pressed],
   ["click", clicked],
+  ["focusout", strayed],
+  ["pointerdown", () => (wanted.until = Date.now() + 400)],
 ];
-const leaving = () => document.activeElement?.blur();
+const leaving = () => document.activeElement && leave(document.activeElement);
 
 function install() {
   for (const [name, listener] of listeners) window.addEventListener(name, listener, true);

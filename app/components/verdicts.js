@@ -153,9 +153,16 @@ class Judge {
       }
     });
     input.addEventListener("blur", () => {
-      if (!this.naming) return;
-      this.naming = false;
-      setTimeout(() => this.draw());
+      // The page moves this list about while it draws itself again, which takes the focus away without anybody
+      // wanting it; a microtask comes after the move and before the next key.
+      queueMicrotask(() => {
+        if (!this.naming) return;
+        if (input.isConnected && document.activeElement === document.body && document.hasFocus()) input.focus();
+        else {
+          this.naming = false;
+          setTimeout(() => this.draw());
+        }
+      });
     });
     const box = el("div");
     box.append(input, options);
