@@ -9,6 +9,7 @@ from atlas.configs import (
     CorpusConfig,
     EvalConfig,
     FinetuneConfig,
+    HeadsConfig,
     ModelConfig,
     PruneConfig,
     SAEConfig,
@@ -29,6 +30,7 @@ SMALL = BuildConfig(
     ),
     evaluation=EvalConfig(6),
     analysis=AnalysisConfig(40, shard_blocks=16),
+    heads=HeadsConfig(ablation_blocks=1, prompts=1, repeats=2),
 )
 
 REFINED = replace(
@@ -66,6 +68,10 @@ blocks = 6
 [analysis]
 blocks = 40
 shard_blocks = 16
+[heads]
+ablation_blocks = 1
+prompts = 1
+repeats = 2
 """
 
 
