@@ -24,7 +24,7 @@ AnyStep = Step | StepRow
 GPUS = [1, 2, 4, 8, 16, 32, 64]
 GPU_HOUR = 3.0
 TOKENS, ANALYSED = 300_000_000, 10_000_000
-"""Of training, as Kissane et al. (2024) took for GPT-2 small; of analysis."""
+"""Tokens of training, and of analysis."""
 
 
 @dataclass(frozen=True)
