@@ -15,9 +15,16 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Spent(NamedTuple):
+    """Milliseconds of a run: by the clock, and of processors, which other work hardly changes."""
+
+    wall: float
+    cpu: float
 
 
 def resident_mb() -> float:
@@ -42,8 +49,8 @@ def asked(saes: list[Any], n_heads: int) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def run(view: str, params: dict[str, str]) -> tuple[Any, float]:
-    """One run of a view and its milliseconds."""
+def run(view: str, params: dict[str, str]) -> tuple[Any, Spent]:
+    """One run of a view and what it took."""
     from streamlit.testing.v1 import AppTest
     from streamlit.util import calc_hash
 
@@ -53,15 +60,30 @@ def run(view: str, params: dict[str, str]) -> tuple[Any, float]:
     at._page_hash = calc_hash(view)
     for name, value in params.items():
         at.query_params[name] = value
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     at.run()
-    spent = 1000 * (time.perf_counter() - start)
+    spent = Spent(1000 * (time.perf_counter() - start), 1000 * (time.process_time() - cpu))
     if at.exception:
         raise SystemExit(f"{view} {params}: {at.exception[0].message}")
     return at, spent
 
 
-def times(repeats: int) -> Iterator[tuple[str, float, float, float]]:
+def _nothing() -> Spent:
+    """What Streamlit's own machinery takes around a script that draws nothing."""
+    from streamlit.testing.v1 import AppTest
+
+    at = AppTest.from_string("import streamlit")
+    start, cpu = time.perf_counter(), time.process_time()
+    at.run()
+    return Spent(1000 * (time.perf_counter() - start), 1000 * (time.process_time() - cpu))
+
+
+def median(found: Sequence[Spent]) -> Spent:
+    """The median of each kind of time by itself."""
+    return Spent(*(statistics.median(one) for one in zip(*found, strict=True)))
+
+
+def times(repeats: int) -> Iterator[tuple[str, Spent, Spent, Spent]]:
     """View, cold, the median of new addresses, the median of the same address again."""
     import streamlit as st
 
@@ -71,7 +93,7 @@ def times(repeats: int) -> Iterator[tuple[str, float, float, float]]:
         _, cold = run(view, addresses[0])
         fresh = [run(view, params)[1] for params in addresses[1:]] or [cold]
         warm = [run(view, addresses[0])[1] for _ in range(repeats)]
-        yield view, cold, statistics.median(fresh), statistics.median(warm)
+        yield view, cold, median(fresh), median(warm)
 
 
 def _scope() -> Any:
@@ -87,12 +109,15 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=0)
     args = parser.parse_args()
     os.environ["ATLAS_HOME"] = str(args.home)
-    logging.getLogger("streamlit").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # Streamlit says at every call that no browser is there
     run("atlas", {})  # imports
+    base = median([_nothing() for _ in range(5)])
+    print(f"an empty script: {base.wall:.0f} ms ({base.cpu:.0f} of a processor), part of every number below")
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print("| view | cold ms | new ms | warm ms |\n|---|---|---|---|")
+    print("| view | cold ms (processor) | new ms (processor) | warm ms (processor) |\n|---|---|---|---|")
     for view, *spent in times(args.repeats):
-        print(f"| {view} | " + " | ".join(f"{value:.0f}" for value in spent) + " |", flush=True)
+        told = " | ".join(f"{one.wall:.0f} ({one.cpu:.0f})" for one in spent)
+        print(f"| {view} | {told} |", flush=True)
     if args.sessions:
         scope = _scope()
         names = [f"L{i}H{j}" for i in range(scope.model.n_layers) for j in range(scope.model.n_heads)]

@@ -34,6 +34,9 @@ VIEWS = {
     "atlas-progress": ("atlas", ".cell", 900),
     "head": ("head?head={head}", ".card", 1500),
     "feature": ("feature{feature}", ".row", 2000),
+    "search": ("search?by=at&q=return&range=density:..0.05", ".group", 900),
+    "compare": ("compare?one=L5H1&other={head}", ".group", 1100),
+    "try": ("try?text=def+read(path):%0A++++return+path.read_text()", ".group", 1000),
     "sql": (
         f"sql?q={QUERY}",
         "canvas",
@@ -42,7 +45,7 @@ VIEWS = {
     "training": ("training", ".vega-embed", 1500),
     "jobs": ("jobs", "h1", 700),
 }
-WAIT_MS = 30_000
+WAIT_MS = 120_000
 
 
 @contextmanager
