@@ -40,7 +40,7 @@ def draw(part: Part, links: Sequence[str] = ()) -> None:
     }
     if links:
         name = st.column_config.LinkColumn(
-            "open", display_text=r"head=(L\d+H\d+)", width="small", pinned=True
+            "Head", display_text=r"head=(L\d+H\d+)", width="small", pinned=True
         )
         config, columns = {"open": name, **config}, {"open": list(links), **columns}
     last = [

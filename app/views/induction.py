@@ -76,14 +76,17 @@ def _text(scope: Scope, place: Place) -> None:
 def _corruption(scope: Scope, place: Place) -> None:
     rows = scope.ask(asked.of_head, "head_corruption", scope.model.model, place.layer, place.head).to_pylist()
     one = rows[0]
-    style.section("Long matches cut to one token", f"{one['n']} pairs of the text with a match of 2 or more")
+    style.section(
+        "Long matches cut to one token",
+        f"{one['n']} pairs of the text with a match of 2 or more; attended: above 0.3",
+    )
     if not one["n"]:
         st.info("The text has no such pair.")
         return
     bars = []
     for what, n, before, after in (
         ("all pairs", one["n"], one["before"], one["after"]),
-        ("attended (above 0.3)", one["n_attended"], one["attended_before"], one["attended_after"]),
+        ("attended", one["n_attended"], one["attended_before"], one["attended_after"]),
     ):
         label = f"{what}: {n}"
         bars += [
