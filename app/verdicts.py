@@ -72,8 +72,8 @@ def _take(
 def follows(draft: Draft[HeadAnnotation]) -> dict[str, Any]:
     """What a finished note holds because of its verdicts, where it was not chosen: the class, and its groups.
 
-    The form shows both as soon as a verdict is given; a browser that sends its older view of the form a moment
-    later must not take them away again.
+    The form shows both as soon as a verdict is given; a browser that sends its older view of the form a
+    moment later must not take them away again.
     """
     note = draft.typed()
     words = [one.group for one in note.verdicts if one.group and one.group not in note.groupings]
