@@ -76,20 +76,25 @@ def written(runs: Runs, sae: SAE, part: Float[Tensor, "n d_in"]) -> Float[Tensor
 def path_effect(
     runs: Runs, seen: AtS2, feature: int, receivers: Sequence[tuple[int, int]]
 ) -> Float[Tensor, " n"]:
-    """The drop of the logit difference where the part is missing from the receivers' values at S2 alone."""
+    """The drop of the logit difference where only the receivers' values at S2 miss the part; as above."""
     layer = seen.sae.info.site.layer
     early = [f"L{n}H{h}" for n, h in receivers if n <= layer]
     if early:
         raise ConfigError(f"receiver {early[0]} cannot read layer {layer}; allowed: heads of later layers")
-    missing, row, at = written(runs, seen.sae, seen.part(feature)), runs.row(), runs.batch.at["S2"]
-    edits = {}
+    part = seen.part(feature)
+    rows = part.abs().sum(1).nonzero()[:, 0]
+    effect = torch.zeros_like(runs.clean)
+    if not len(rows):
+        return effect
+    missing, at, edits = written(runs, seen.sae, part[rows]), runs.batch.at["S2"][rows], {}
     for n, head in receivers:
         reads = reads_of(runs.model, n)
-        x = runs.take(Site("resid_pre", n), "S2")
-        change = _normed(x - missing, runs, n) - _normed(x, runs, n)
-        v = runs.raw[f"blocks.{n}.attn.hook_v"][row, at, head]
-        edits[Site("v", n, head)] = runs.put("S2", v + (change.double() @ reads.W_V[head]).to(v.dtype))
-    return runs.clean - runs.difference(edits)
+        x = runs.take(Site("resid_pre", n), "S2")[rows]
+        change = (_normed(x - missing, runs, n) - _normed(x, runs, n)).double() @ reads.W_V[head]
+        v = runs.raw[f"blocks.{n}.attn.hook_v"][rows, at, head]
+        edits[Site("v", n, head)] = runs.put("S2", v + change.to(v.dtype), rows)
+    effect[rows] = runs.clean[rows] - runs.difference(edits, rows)
+    return effect
 
 
 def _normed(x: Float[Tensor, "n d_model"], runs: Runs, layer: int) -> Float[Tensor, "n d_model"]:
