@@ -192,9 +192,8 @@ def test_what_a_dead_writer_left_is_found_after_a_while(remote, folder):
 
 
 @pytest.mark.server
-def test_a_connection_lost_in_an_upload_leaves_nothing_to_be_seen(bucket, wire, folder, monkeypatch):
+def test_a_connection_lost_in_an_upload_leaves_nothing_to_be_seen(bucket, wire, folder):
     steps = Folders(Remote(bucket), "steps")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
     wired = Folders(Remote(bucket, {"endpoint_url": wire.url, **IMPATIENT}), "steps")
     wire.cut_after(60_000)
     with pytest.raises(LakeUnreachableError, match="cannot write steps/x-1") as raised:
@@ -343,7 +342,7 @@ def test_a_state_is_uploaded_while_a_step_works(remote, tmp_path):
 
 
 @pytest.mark.server
-def test_a_store_that_is_away_is_named_without_secrets(bucket, wire, monkeypatch):
+def test_a_store_that_is_away_is_named_without_secrets(bucket, wire):
     wire.cut_after(0)
     options = {
         "endpoint_url": wire.url.replace("//", "//me:pass-word@"),
