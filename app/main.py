@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import duckdb
 import streamlit as st
 
 from app import access, navigation, state, style
@@ -135,6 +136,15 @@ def _note(settings: Settings) -> None:
         st.caption(f":material/cloud_off: {state.plain(note)}")
 
 
+def _too_old(error: duckdb.Error) -> StoreError:
+    """What it means that a view asked for a table or a column that the release has not."""
+    first = str(error).splitlines()[0][:200]
+    return StoreError(
+        f"this release was made by another version of Head Atlas and lacks what this view reads ({first}); "
+        "the same build, run again with this version, publishes a release that has it"
+    )
+
+
 def main() -> None:
     """Draw the chosen page."""
     st.set_page_config(layout="wide", initial_sidebar_state="collapsed")
@@ -158,6 +168,8 @@ def main() -> None:
         st.page_link(pages["atlas"], label="Go to the atlas of heads")
     except AtlasError as error:
         state.say_error(error)
+    except (duckdb.BinderException, duckdb.CatalogException) as error:
+        state.say_error(_too_old(error))
 
 
 if __name__ == "__main__":

@@ -276,3 +276,17 @@ def test_two_saes_side_by_side(atlas, plotted):
 
 def test_a_head_that_does_not_exist_is_named(atlas):
     assert "L9H9" in show("compare", one="L9H9").error[0].value
+
+
+def test_a_release_that_lacks_a_column_is_said_plainly(atlas, monkeypatch):
+    import duckdb
+
+    def old(*_):
+        raise duckdb.BinderException('Binder Error: column "top_token" not found\nLINE 1: SELECT')
+
+    monkeypatch.setattr("app.views.search.found", old)
+    (error,) = show("search").error
+    said = error.value.replace("\\", "")
+    assert "made by another version" in said
+    assert "top_token" in said
+    assert "LINE 1" not in said
