@@ -108,7 +108,7 @@ def by_head(runs: Runs, seen: AtS2, feature: int) -> Float[Tensor, "n heads"]:
     if seen.wide.heads is None:
         raise ConfigError(f"SAE {seen.sae.info.name!r} does not read heads; allowed: z, attn_out")
     z = runs.take(Site("z", seen.sae.info.site.layer), "S2").double()
-    W = seen.wide.heads[feature]
+    W = seen.wide.heads[feature].double()
     return torch.einsum("nhd,hd->nh", z.reshape(len(z), *W.shape), W) / seen.size.double()
 
 

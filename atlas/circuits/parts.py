@@ -18,7 +18,7 @@ from atlas.sae.model import SAE
 
 
 class Wide(NamedTuple):
-    """An SAE in float64, and how a z or attn_out SAE reads each head."""
+    """An SAE as attributions read it. Its matrices stay float32; what is used of them is made float64."""
 
     sae: SAE
     encoder: Float[Tensor, "d_in d_sae"]
@@ -34,11 +34,11 @@ def widen(model: LanguageModel, sae: SAE) -> Wide:
     reading = reading_of(model, sae) if sae.info.site.kind in ("z", "attn_out") else None
     return Wide(
         sae,
-        attribution_directions(sae).double(),
-        sae.decoder_directions.double(),
+        attribution_directions(sae),
+        sae.decoder_directions,
         sae.b_dec.double(),
         sae.bias_term.double(),
-        None if reading is None else reading.directions.double(),
+        None if reading is None else reading.directions,
         None if reading is None else reading.offset.double(),
     )
 
@@ -69,8 +69,10 @@ def sparse_of(wide: Wide, x: Float[Tensor, "pos d_in"]) -> Sparse:
     size, back, mean = (
         (one, one, zero) if scale is None else (scale.size.double(), scale.back.double(), scale.mean.double())
     )
-    error = x - (back * (acts @ wide.decoder + wide.b_dec) + mean)
-    wide_pre = x @ wide.encoder / size + wide.bias
+    written = active.value.double()[:, None] * wide.decoder[active.feature].double()
+    rebuilt = torch.zeros_like(x).index_add(0, active.row, written)
+    error = x - (back * (rebuilt + wide.b_dec) + mean)
+    wide_pre = x @ wide.encoder.double() / size + wide.bias
     return Sparse(x, acts, wide_pre, size, back, mean, error)
 
 
@@ -86,7 +88,7 @@ def by_source(one: Pass, wide: Wide, sparse: Sparse, feature: int, position: int
     layer, size = wide.sae.info.site.layer, float(sparse.size[position])
     if wide.heads is None or wide.offset is None:
         raise ValueError("an SAE that does not read heads has no sources")
-    values = torch.einsum("shd,hd->hs", one.v[layer], wide.heads[feature])
+    values = torch.einsum("shd,hd->hs", one.v[layer], wide.heads[feature].double())
     terms = one.pattern[layer][:, position] * values / size
     return BySource(terms, float(wide.bias[feature] + wide.offset[feature] / size))
 
@@ -108,7 +110,7 @@ def reading_at_source(
     if wide.heads is None:
         raise ValueError("an SAE that does not read heads has no sources")
     layer = wide.sae.info.site.layer
-    reads, W = reads_of(model, layer), wide.heads[feature]
+    reads, W = reads_of(model, layer), wide.heads[feature].double()
     weight = one.pattern[layer][:, position, source] / float(sparse.size[position])
     normed = torch.einsum("h,hmd,hd->m", weight, reads.W_V, W)
     constant = torch.einsum("h,hd,hd->", weight, reads.b_V, W) + reads.bias @ normed
@@ -117,7 +119,9 @@ def reading_at_source(
 
 def reading_of_feature(wide: Wide, sparse: Sparse, feature: int, position: int) -> Functional:
     """How a residual feature's pre-activation reads the stream."""
-    return Functional(wide.encoder[:, feature] / float(sparse.size[position]), float(wide.bias[feature]))
+    return Functional(
+        wide.encoder[:, feature].double() / float(sparse.size[position]), float(wide.bias[feature])
+    )
 
 
 class FeatureTerms(NamedTuple):
@@ -134,7 +138,9 @@ def feature_terms(
     """Activation times decoder row along the direction, the decoder's bias, the error term."""
     back = sparse.back[position]
     bias = back * (wide.b_dec @ direction) + sparse.mean[position] * direction.sum()
-    features = back * sparse.acts[position] * (wide.decoder @ direction)
+    acts = sparse.acts[position]
+    live, features = acts.nonzero()[:, 0], torch.zeros_like(acts)
+    features[live] = back * acts[live] * (wide.decoder[live].double() @ direction)
     return FeatureTerms(features, float(bias), float(sparse.error[position] @ direction))
 
 

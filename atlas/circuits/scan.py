@@ -144,8 +144,8 @@ def _written(tracer: Tracer, wide: Wide) -> Float[Tensor, "d_sae d_model"]:
     """What one unit of each feature writes into the stream."""
     site = wide.sae.info.site
     if site.kind == "attn_out":
-        return wide.decoder
-    return wide.decoder @ tracer.model.W_O(site.layer).double().flatten(0, 1)
+        return wide.decoder.double()
+    return wide.decoder.double() @ tracer.model.W_O(site.layer).double().flatten(0, 1)
 
 
 def _directions(
@@ -155,7 +155,7 @@ def _directions(
     if wide.heads is None:
         raise ValueError("an SAE that does not read heads has no sources")
     reads = reads_of(tracer.model, layer)
-    normed = torch.einsum("hmd,nhd->nhm", reads.W_V, wide.heads[features])
+    normed = torch.einsum("hmd,nhd->nhm", reads.W_V, wide.heads[features].double())
     pattern = one.pattern[layer][:, position, : position + 1]
     weighted = pattern[None, :, :, None] * normed[:, :, None]
     return reads.back(weighted, one.ln_scale[layer][: position + 1])
