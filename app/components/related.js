@@ -43,7 +43,7 @@ function relatedGroup(group, open, plain) {
     head.appendChild(cell);
   }
   table.append(head, ...group.rows.map((row) => relatedRow(row, group.columns, open)));
-  box.append(title, table);
+  box.append(...(group.title ? [title] : []), table);
   return box;
 }
 
