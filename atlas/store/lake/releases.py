@@ -45,8 +45,6 @@ class Releases:
         self._lock = threading.Lock()
         self._coming: set[Path] = set()
 
-    # What there is
-
     def _look(self, name: str | None, *, fresh: bool = False) -> dict[str, Index]:
         """The index of one release or of all, not older than the settings allow (``fresh``: as it is now)."""
         with self._lock:
@@ -125,8 +123,6 @@ class Releases:
         name, version, index = self.find(asked, fresh=True)
         return self._info(name, version, index)
 
-    # Copies
-
     def current(self, asked: str | None = None, *, wait: bool = True) -> ReleaseInfo:
         """A release with its file on this disk.
 
@@ -200,8 +196,6 @@ class Releases:
                 self._coming.discard(path)
 
         threading.Thread(target=bring, name=f"copy {path.name}", daemon=True).start()
-
-    # Changes
 
     def publish(
         self, name: str, tables: Mapping[str, Sequence[Path]], provenance: Mapping[str, str]
