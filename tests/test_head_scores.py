@@ -17,8 +17,8 @@ from atlas.heads.scores import (
     induction_score,
     masked_score,
     previous_token_score,
-    random_repeats,
 )
+from atlas.lm.repeats import random_repeats
 
 
 def causal_pattern(batch: int, heads: int, positions: int, seed: int = 0) -> torch.Tensor:
