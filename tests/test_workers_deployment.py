@@ -324,6 +324,8 @@ def test_the_service_of_the_compose_file_builds_a_release(service, tmp_path):
     service.run("atlas", "users", "add", "ann", "--password-stdin", stdin="correct horse battery\n")
     for name in ("app", "metrics", "worker", "redis"):
         stop(service.running[name])
+        if name == "app":
+            assert not service.healthy("app"), "the server outlived the command"
         assert service.running[name].returncode in (0, -15, 143), name
         for secret in ("x7Gk", "r3Dq", "not-shown", "correct horse"):
             assert secret not in service.log(name), name

@@ -1,6 +1,7 @@
 """``atlas app``: serve the app over the current release."""
 
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -90,10 +91,14 @@ def app(port: int, address: str, release_name: str | None) -> None:
     shown = "localhost" if address in ("127.0.0.1", "0.0.0.0", "::") else address  # noqa: S104
     click.echo(f"Head Atlas: http://{shown}:{port}  (Ctrl-C stops it)")
     server = subprocess.Popen(streamlit_command(port, address), env=environment, stdout=subprocess.DEVNULL)
+    # A service manager ends this process alone; the server must not outlive it.
+    before = signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     try:
         code = server.wait()
     except KeyboardInterrupt:
         server.terminate()
         code = server.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code > 0:
         raise ConfigError(f"the app ended with code {code}; is port {port} of {address} taken?")
