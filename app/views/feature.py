@@ -151,7 +151,6 @@ def example_data(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) ->
         "has_dfa": any(one.dfa is not None for one in kept),
         "head_href": navigation.href("head", model=ref.model) + f"&head=L{ref.layer}HHEAD",
         "examples": [example(one, texts) for one in kept],
-        "card": _card(scope, ref, number, row),
         "texts": texts.list,
     }
 
@@ -247,5 +246,6 @@ def render() -> None:
     own_text.try_text(scope, ref, number, NO_DFA)
     proxy_view.test_guess(scope, ref, number)
     style.section("Examples", "point at one to see which heads and sources made it fire; click to pin it")
-    draw.feature_examples("examples", example_data(scope, ref, number, row))
+    card = {"card": _card(scope, ref, number, row)}
+    draw.feature_examples("examples", {**example_data(scope, ref, number, row), **card})
     _browse(scope, ref)
