@@ -120,9 +120,11 @@ def s3_server() -> Iterator[S3Server]:
     """A running S3 server."""
     need(_there(), "moto[s3] with flask, and s3fs")
     server = S3Server()
-    server.start()
-    yield server
-    server.stop()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture
