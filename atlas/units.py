@@ -36,5 +36,6 @@ def unit_of(kind: str, config: BuildConfig) -> Unit:
         "summarise": Unit("features"),
         "dfa": Unit("blocks", context),
         "attribute": Unit("features"),
+        "pair": Unit("experiments"),
     }
     return known.get(kind, Unit(""))
