@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from atlas.errors import ModelError
-from atlas.heads.scores import HeadScores, random_repeats
+from atlas.heads.scores import HeadScores
+from atlas.lm.repeats import random_repeats
 
 EVAL_BLOCKS = 64  # at most, of each held-out text
 EVAL_BATCH = 8
