@@ -10,6 +10,8 @@
 const PAUSE_MS = 800;
 const QUIET_MS = 800;
 const NO_ANSWER_MS = 3000;
+const SETTLE_MS = 80;
+const LONGEST_SETTLE_MS = 2000;
 const LONGEST_HOLD_MS = 8000;
 const MOVES = ["n", "p", "u"];
 const MOVING = ".st-key-note_next, .st-key-before, .st-key-after, .st-key-unseen";
@@ -156,9 +158,13 @@ function hold() {
       form.held.quiet = Date.now();
       form.held.answered = true;
     }
+    // The new form may be filled once more until the page is at rest, and would then forget what was typed.
+    const arrived = form.held.arrived && Date.now() - form.held.arrived;
+    if (arrived && ((arrived > SETTLE_MS && !running()) || arrived > LONGEST_SETTLE_MS)) return release();
     // The same head again: it could not be saved. Another head: the form itself says when it is there.
     const quiet = Date.now() - form.held.quiet > (form.held.answered ? QUIET_MS : NO_ANSWER_MS);
     if (quiet || Date.now() - form.held.since > LONGEST_HOLD_MS) release();
+    return undefined;
   }, 40);
 }
 
@@ -240,6 +246,13 @@ function command(key, active) {
   return false;
 }
 
+// A key that has a button: the button is pressed here, for the page's own shortcut can miss it while it draws itself.
+function act(event, active) {
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  if (command(event, active)) hold();
+}
+
 function pressed(event) {
   if (!form.mounted || document.querySelector("dialog.ha-help")) return;
   const modified = event.ctrlKey || event.metaKey || event.altKey;
@@ -250,22 +263,21 @@ function pressed(event) {
     event.stopImmediatePropagation();
     // Pressed once more because nothing seemed to happen: the next head must not be saved with nothing in it.
     const again = (modified && event.key === "Enter") || MOVES.includes(event.key.toLowerCase());
-    if (!(again && !form.held.keys.length)) form.held.keys.push(event);
+    if (!(again && !form.held.keys.length && !form.held.arrived)) form.held.keys.push(event);
     return;
   }
   const active = deepActive();
   const key = event.key.toLowerCase();
   if (event.key === "Escape" && isField(active) && active.closest?.(".st-key-note-form")) {
-    setTimeout(() => leave(active));
+    leave(active);
     return;
   }
   if ((event.ctrlKey || event.metaKey) && (key === "s" || key === "enter")) {
-    keep(active);
-    if (key === "enter") hold();
+    act(event, active);
     return;
   }
   if (modified || isField(active)) return;
-  if (MOVES.includes(key)) hold();
+  if (MOVES.includes(key)) act(event, active);
   else if (letter(event)) {
     event.preventDefault();
     event.stopImmediatePropagation();
@@ -312,7 +324,7 @@ export default function (component) {
   form.place = component.data.place;
   page.keys = "ready";
   page.head = form.place;
-  if (moved) release();
+  if (moved && form.held) form.held.arrived = Date.now();
   return () => {
     form.mounted = false;
     uninstall();
