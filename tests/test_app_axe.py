@@ -30,6 +30,8 @@ STREAMLITS = (
     "react-select",
 )
 """Marks of what Streamlit itself draws: the canvas of a table and its hidden copy, its menus."""
+QUIET = ('class="ws"', "<sub>")
+"""Marks of white space inside tokens are dim on purpose: they are no text."""
 WORST = ("serious", "critical")
 
 
@@ -47,7 +49,7 @@ def violations(page, axe):
             continue
         for node in one["nodes"]:
             text = f"{node['target']} {node['html'][:160]}"
-            if not any(mark in text for mark in STREAMLITS):
+            if not any(mark in text for mark in (*STREAMLITS, *QUIET)):
                 said.append(f"{one['id']}: {text}")
     return said
 

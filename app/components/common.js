@@ -25,6 +25,7 @@ function percent(value) {
 function tooltip(host) {
   const box = el("div", "tip");
   box.setAttribute("role", "tooltip");
+  box.setAttribute("aria-hidden", "true");
   host.appendChild(box);
   return {
     show(target, lines) {
@@ -36,6 +37,7 @@ function tooltip(host) {
           return row;
         }),
       );
+      box.removeAttribute("aria-hidden");
       box.classList.add("on");
       const outer = host.getBoundingClientRect();
       const rect = target.getBoundingClientRect();
@@ -46,6 +48,7 @@ function tooltip(host) {
       box.style.top = `${top}px`;
     },
     hide() {
+      box.setAttribute("aria-hidden", "true");
       box.classList.remove("on");
     },
   };

@@ -27,7 +27,7 @@ _QUIET = {
     "client.showErrorDetails": "none",
     "client.showErrorLinks": "false",
     "theme.light.primaryColor": "#0072b2",
-    "theme.dark.primaryColor": "#2a86c8",
+    "theme.dark.primaryColor": "#58aee8",
     "theme.baseFontSize": "15",
     "theme.codeFontSize": "0.82rem",
     "theme.showWidgetBorder": "true",
