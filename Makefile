@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 READY := $(VENV)/.ready
 
-.PHONY: demo test setup check format clean
+.PHONY: demo test test-all setup check format clean
 
 demo: $(READY)
 	$(BIN)/atlas demo
@@ -13,6 +13,10 @@ demo: $(READY)
 # Files of tests side by side, each process with one thread.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# Also those that take many seconds each: every row of docs/reliability.md, workers on two machines.
+test-all: export ATLAS_TEST_ALL = 1
+test-all: test
 
 # What a change has to pass beside the tests.
 check: $(READY)

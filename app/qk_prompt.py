@@ -60,7 +60,7 @@ def _scans(scope: Scope, row: Row, prompt: Row, key: str) -> None:
     style.section("The score without each feature", f"rebuilt score {style.number(prompt['score_rebuilt'])}")
     spec = qk_charts.scan()
     charts.draw(pa.Table.from_pylist(mine[:40]), spec, 170, f"scan_{key}", "Change of the score by feature")
-    best = scope.ask(asked.of_pair, "qk_pairs", row["q_sae"], row["k_sae"]).to_pylist()
+    best = scope.ask(asked.of_pair, "qk_feature_pairs", row["q_sae"], row["k_sae"]).to_pylist()
     best = [one for one in best if one["prompt"] == prompt["prompt"]][:10]
     with st.expander("Pairs of features that add most"):
         _pairs_table(row, best, key)

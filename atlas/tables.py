@@ -411,7 +411,7 @@ _DECLARED = (
         _FEATURE, C("activation", F32, "its activation there"),
         C("change", F64, "of the rebuilt score, if the feature is removed"),
     ), ("q_sae", "k_sae", "prompt", "side", "feature")),
-    Table("qk_pairs", "pair of SAEs x prompt x pair of features, the 20 that add most", (
+    Table("qk_feature_pairs", "pair of SAEs x prompt x pair of features, the 20 that add most", (
         *_PAIR, C("prompt", I16, "number of the prompt"), _RANK,
         C("q_feature", I32, "feature of the query"), C("k_feature", I32, "feature of the source"),
         C("product", F64, "dot product of the decoder rows, unscaled and unweighted"),

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from atlas import access
+
 IN_CI = os.environ.get("CI") == "true"
 
 
@@ -14,6 +16,51 @@ def need(condition: object, what: str) -> None:
     if IN_CI:
         pytest.fail(f"{what} is missing, and CI must have it")
     pytest.skip(f"{what} is not installed")
+
+
+LONG = (
+    "test_faults.py::test_cancel_of_a_silent_step",
+    "test_faults.py::test_clock_jumps",
+    "test_faults.py::test_connection_breaks_in_process",
+    "test_faults.py::test_network_to_the_broker_is_cut",
+    "test_faults.py::test_out_of_memory",
+    "test_faults.py::test_redis_is_empty_after_its_restart",
+    "test_faults.py::test_two_builds_of_one_plan_in_process",
+    "test_faults.py::test_worker_asked_to_end",
+    "test_faults.py::test_worker_dies_elsewhere",
+    "test_faults.py::test_worker_killed[merge]",
+    "test_faults.py::test_worker_killed[published]",
+    "test_faults.py::test_worker_killed[shard]",
+    "test_app_axe.py::test_no_serious_fault[compare",
+    "test_app_axe.py::test_no_serious_fault[search",
+    "test_app_axe.py::test_no_serious_fault[sql",
+    "test_cli_build.py::test_full_disk[2000]",
+    "test_db_annotators.py",
+    "test_pipeline.py::test_kill_9_in_training_and_in_analysis_changes_nothing",
+    "test_sae_cache.py::test_two_writers_at_once_do_no_harm",
+    "test_sae_cache.py::test_another_process_reads_while_one_writes",
+    "test_workers_build.py::test_through_redis_as_in_process_though_a_worker_is_killed_in_training",
+    "test_workers_faults.py",
+    "test_workers_lake.py",
+)
+"""Tests that take many seconds and have shorter ones beside them; ``make test-all`` runs them, too."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the long tests out unless they are asked for: by ``ATLAS_TEST_ALL``, or a file by its name."""
+    named = any(".py" in argument for argument in config.args)
+    if named or os.environ.get("ATLAS_TEST_ALL"):
+        return
+    left = [item for item in items if any(name in item.nodeid for name in LONG)]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
+
+
+@pytest.fixture(autouse=True)
+def _acting_as_oneself():
+    """What one test says about who acts does not last."""
+    yield
+    access.use_source(access.os_user)
 
 
 @pytest.fixture(autouse=True)

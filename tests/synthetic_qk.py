@@ -105,4 +105,4 @@ def _prompt(key: Row, world: World, q: Encoded, k: Encoded, block: int) -> dict[
         key | {"variant": v, "log_prob": -1.0 - i, "attention": attention.get(v, 0.25)}
         for i, v in enumerate(variants)
     ]
-    return {"qk_prompts": [prompt], "qk_outcomes": outcomes, "qk_scans": scans, "qk_pairs": pairs}
+    return {"qk_prompts": [prompt], "qk_outcomes": outcomes, "qk_scans": scans, "qk_feature_pairs": pairs}

@@ -195,6 +195,8 @@ def test_related_features_are_links_and_near_misses_say_so(page, address):
 
     page.goto(f"{address}/feature?sae=synthetic/L01.z.topk-64&feature=5")
     heading(page, "Feature 5")
+    # Groups are drawn as they come near.
+    page.get_by_text(re.compile("^Near misses: did not fire")).scroll_into_view_if_needed()
     miss = page.locator(".row", has=page.locator(".value.miss")).first
     miss.hover()
     expect(page.locator("aside.panel").get_by_text("Near miss: did not fire")).to_be_visible()

@@ -255,7 +255,7 @@ def test_scores_of_a_rotary_model_do_not_split_but_its_patterns_are_there():
     assert found.metrics == {}
     assert set(found.outcomes) == {"original", "rebuilt", "without", "only"}
     rows = prompt_rows(pair, 0, "x", found)
-    assert rows["qk_scans"] == rows["qk_pairs"] == []
+    assert rows["qk_scans"] == rows["qk_feature_pairs"] == []
 
 
 def columns(n, **given):

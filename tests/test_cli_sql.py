@@ -20,8 +20,10 @@ from atlas.errors import ConfigError, ConflictError, QueryError, StoreError
 from atlas.settings import load_settings
 from atlas.store.release import current
 from atlas.store.sandbox import run_sql
+from atlas.store.studies import study_names, study_tables, write_study
 from atlas.tables import TABLES
 from tests.synthetic import MODEL, build_synthetic_release
+from tests.test_store_studies import ABOUT, path_row
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
@@ -169,7 +171,10 @@ def blocks(language):
 def test_every_query_of_the_documentation_runs_and_finds_something(home, query):
     settings = load_settings({"ATLAS_HOME": str(home)})
     path = current(settings.releases).path
-    result = run_sql(query, path, arrow_tables(settings), seconds=20, memory="1GB", rows=1000)
+    if "circuit_paths" in query and not study_names(settings):
+        write_study(settings, "paths", ABOUT, {"circuit_paths": [path_row(5)]})
+    more = arrow_tables(settings) | study_tables(settings)
+    result = run_sql(query, path, more, seconds=20, memory="1GB", rows=1000)
     assert result.table.num_rows > 0
 
 

@@ -37,7 +37,7 @@ def rows(con):
     by_feature = {name: defaultdict(list) for name in TABLES}
     for name in TABLES:
         for row in con.sql(f"SELECT * FROM {name}").to_arrow_table().to_pylist():
-            key = (row["sae"], row["feature"]) if "feature" in row else None
+            key = (row["sae"], row["feature"]) if {"sae", "feature"} <= row.keys() else None
             by_feature[name][key].append(row)
     return by_feature
 

@@ -49,7 +49,10 @@ OF_OTHER_BUILDS = (
     "qk_partners",
     "qk_products",
     "position_products",
-    *(f"qk_{name}" for name in ("heads", "targets", "curves", "prompts", "outcomes", "scans", "pairs")),
+    *(
+        f"qk_{name}"
+        for name in ("heads", "targets", "curves", "prompts", "outcomes", "scans", "feature_pairs")
+    ),
 )
 
 
@@ -323,7 +326,7 @@ def test_an_altered_shard_is_noticed(tmp_path, home):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(StoreError, match=r"acts-00001.*damaged"):
+    with pytest.raises(StoreError, match=r"was changed on the disk \(acts-00001/value.npy\)"):
         run_step(plan, summary.name, settings, Quiet())
 
 

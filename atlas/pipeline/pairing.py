@@ -20,7 +20,7 @@ _COLUMNS = (
     "n_active", "top_position", "top_position_share", "top_token", "top_token_share", "top_previous_token",
     "top_previous_share",
 )  # fmt: skip
-TABLES = ("qk_heads", "qk_targets", "qk_curves", "qk_prompts", "qk_outcomes", "qk_scans", "qk_pairs")
+TABLES = ("qk_heads", "qk_targets", "qk_curves", "qk_prompts", "qk_outcomes", "qk_scans", "qk_feature_pairs")
 Rows = dict[str, list[dict[str, Any]]]
 
 

@@ -31,7 +31,7 @@ CODE_VERSIONS = {
     "summarise": 4,
     "dfa": 3,
     "attribute": 1,
-    "pair": 1,
+    "pair": 2,
     "reference": 2,
     "publish": 3,
 }

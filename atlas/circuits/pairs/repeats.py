@@ -117,9 +117,9 @@ def right_log_probs(
 def copied_attention(pattern: Float[Tensor, "batch query key"], half: int) -> Float[Tensor, "batch pos"]:
     """Attention to what comes next, by predicted position: pattern[t - 1, t - half]; NaN up to half + 1.
 
-    >>> pattern = torch.eye(5).roll(-1, dims=1)[None]  # every query looks one ahead
+    >>> pattern = torch.eye(5).roll(-1, dims=1)[None]  # every query looks one back
     >>> copied_attention(pattern, 2).tolist()
-    [[nan, nan, nan, nan, 0.0]]
+    [[nan, nan, nan, nan, 1.0]]
     """
     found = torch.full(pattern.shape[:2], torch.nan, dtype=torch.float64, device=pattern.device)
     at = torch.arange(half + 2, pattern.shape[1], device=pattern.device)

@@ -80,7 +80,7 @@ def _or_null(value: torch.Tensor) -> float | None:
 
 
 def prompt_rows(pair: Pair, prompt: int, text: str, found: PromptResult) -> dict[str, list[Row]]:
-    """The rows of ``qk_prompts``, ``qk_outcomes``, ``qk_scans`` and ``qk_pairs`` of one prompt."""
+    """The rows of ``qk_prompts``, ``qk_outcomes``, ``qk_scans`` and ``qk_feature_pairs`` of one prompt."""
     key = names(pair) | {"prompt": prompt}
     scan, metrics = found.scan, found.metrics
     whole = key | {
@@ -102,7 +102,7 @@ def prompt_rows(pair: Pair, prompt: int, text: str, found: PromptResult) -> dict
             features = {"q_feature": int(scan.q.feature[i]), "k_feature": int(scan.k.feature[j])}
             sizes = {"product": float(scan.products[i, j]), "contribution": float(scan.weighted[i, j])}
             pairs.append(key | {"rank": rank, **features, **sizes})
-    return {"qk_prompts": [whole], "qk_outcomes": outcomes, "qk_scans": scans, "qk_pairs": pairs}
+    return {"qk_prompts": [whole], "qk_outcomes": outcomes, "qk_scans": scans, "qk_feature_pairs": pairs}
 
 
 def _scan_rows(key: Row, side: str, of: Parts, without: torch.Tensor, score: float) -> list[Row]:

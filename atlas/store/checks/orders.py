@@ -51,7 +51,7 @@ CHECKS: tuple[Check, ...] = (
     _descending("neighbours", "cosine", "the nearest direction comes first"),
     _descending("coactivation", "jaccard", "the largest Jaccard index comes first"),
     _descending("qk_partners", "product", "the largest product comes first"),
-    _descending("qk_pairs", "contribution", "the largest contribution comes first"),
+    _descending("qk_feature_pairs", "contribution", "the largest contribution comes first"),
     _descending("dfa_tokens", "share", "the largest share comes first"),
     Check(
         "examples.quantiles", "no example of a quantile group is weaker than one of a lower group",

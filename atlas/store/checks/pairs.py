@@ -37,8 +37,8 @@ CHECKS: tuple[Check, ...] = (
     *_saes(),
     _feature("qk_targets", "k_feature", "k_sae"), _feature("qk_targets", "q_feature", "q_sae"),
     _feature("qk_prompts", "k_feature", "k_sae"), _feature("qk_scans", "feature", "q_sae"),
-    _feature("qk_scans", "feature", "k_sae"), _feature("qk_pairs", "q_feature", "q_sae"),
-    _feature("qk_pairs", "k_feature", "k_sae"),
+    _feature("qk_scans", "feature", "k_sae"), _feature("qk_feature_pairs", "q_feature", "q_sae"),
+    _feature("qk_feature_pairs", "k_feature", "k_sae"),
     rows(
         "qk_heads.counts", "no more positions are covered, and no more features paired, than are positional",
         "q_covered > q_positional OR k_covered > k_positional OR n_diagonal > q_positional",

@@ -10,7 +10,7 @@ from atlas.store.queries.quality import missing
 from atlas.store.queries.rows import arrow
 from atlas.tables import TABLES
 
-OF_PAIRS = ("qk_targets", "qk_curves", "qk_prompts", "qk_outcomes", "qk_scans", "qk_pairs")
+OF_PAIRS = ("qk_targets", "qk_curves", "qk_prompts", "qk_outcomes", "qk_scans", "qk_feature_pairs")
 _ONE_EACH = """
     SELECT top_position AS position, arg_max(feature, (top_position_share, -feature)) AS feature FROM features
     WHERE sae = ? AND n_active >= 10 AND top_position_share >= ? GROUP BY top_position
