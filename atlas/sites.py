@@ -84,6 +84,27 @@ class Site:
         return shape.d_head if self.head is not None else shape.n_heads * shape.d_head
 
 
+OTHER_SIDE = {"q": "k", "k": "q"}
+
+
+def partner(site: Site) -> Site:
+    """The other side of a q or k site.
+
+    >>> partner(Site("q", 0, 3)).name
+    'L00.H03.k'
+    """
+    return Site(OTHER_SIDE[site.kind], site.layer, site.head)
+
+
+def partner_name(name: str, site: Site) -> str:
+    """The name of the SAE that is like this one on the other side of the head: the same but for that letter.
+
+    >>> partner_name("m/L00.H03.q.topk-8", Site("q", 0, 3))
+    'm/L00.H03.k.topk-8'
+    """
+    return name.replace(f"{site.name}.", f"{partner(site).name}.")
+
+
 def _chosen(what: str, asked: str | Sequence[int], n: int) -> list[int]:
     if asked == "all":
         return list(range(n))

@@ -17,9 +17,9 @@ from atlas.lm.load import load_model
 from atlas.progress import NullProgress
 from atlas.sae.files import load_sae, save_sae
 from atlas.sae.harvest import Harvest, Stream, rounded
-from atlas.sae.objectives import kl_loss, partner, pattern_loss, scores_loss
+from atlas.sae.objectives import kl_loss, pattern_loss, scores_loss
 from atlas.sae.train import Training, learning_rate
-from atlas.sites import Site
+from atlas.sites import Site, partner
 
 SITES = (Site("z", 0), Site("z", 1), Site("q", 1, 3))
 SAES = (

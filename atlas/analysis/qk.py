@@ -14,8 +14,8 @@ from atlas.analysis.weights import Columns, lists
 from atlas.errors import SAEError
 from atlas.lm.load import LanguageModel
 from atlas.sae.model import SAE
-from atlas.sae.objectives import partner
 from atlas.sae.topk import top_k
+from atlas.sites import partner
 
 N_PARTNERS = 10
 MOST_PRODUCTS = 4_194_304

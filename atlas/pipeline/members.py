@@ -18,7 +18,7 @@ from atlas.lm.files import ModelFiles
 from atlas.sae.library import Imported, find_imported, imported_names
 from atlas.sae.library_lake import bring_imported
 from atlas.settings import Settings
-from atlas.sites import ModelShape, Site
+from atlas.sites import ModelShape, Site, partner, partner_name
 
 IMPORTS = "imports"
 """The step that copies imported SAEs."""
@@ -46,12 +46,10 @@ def pairs_of(saes: Sequence[Member]) -> tuple[tuple[int, int], ...]:
     numbers = {(member.name, member.site): number for number, member in enumerate(saes)}
     found = []
     for number, member in enumerate(saes):
-        site = member.site
-        if site.kind == "q":
-            other = Site("k", site.layer, site.head)
-            name = member.name.replace(f"{site.name}.", f"{other.name}.")
-            if (name, other) in numbers:
-                found.append((number, numbers[name, other]))
+        if member.site.kind == "q":
+            other = partner_name(member.name, member.site), partner(member.site)
+            if other in numbers:
+                found.append((number, numbers[other]))
     return tuple(found)
 
 

@@ -32,7 +32,7 @@ from atlas.pipeline.inputs import (
 )
 from atlas.pipeline.refining import pruned_of
 from atlas.sae.model import SAE
-from atlas.sae.objectives import partner
+from atlas.sites import partner
 from atlas.store.parquet import open_table
 
 _CORPUS_TABLES = ("features", "activation_histogram", "positions", "token_stats", "examples")

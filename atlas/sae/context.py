@@ -18,8 +18,8 @@ from atlas.sae.forward import Forward, Params
 from atlas.sae.group import Group
 from atlas.sae.harvest import Chunk
 from atlas.sae.normalise import Scale, normalise, scale_of
-from atlas.sae.objectives import clean_log_probs, kl_loss, partner, pattern_loss, scores_loss
-from atlas.sites import Site
+from atlas.sae.objectives import clean_log_probs, kl_loss, pattern_loss, scores_loss
+from atlas.sites import Site, partner
 
 CONTEXTUAL = {"scores": scores_loss, "pattern": pattern_loss}
 """The objectives that look at a head's attention."""

@@ -26,9 +26,7 @@ from atlas.errors import ConfigError
 from atlas.lm.hooks import write_site
 from atlas.lm.load import LanguageModel
 from atlas.sae.patterns import follows_scores
-from atlas.sites import Site
-
-OTHER_SIDE = {"q": "k", "k": "q"}
+from atlas.sites import OTHER_SIDE, Site
 
 
 def check_objectives(
@@ -47,15 +45,6 @@ def check_objectives(
                     f"objective {objective!r} is for patterns that are the softmax of q . k / sqrt(d_head); "
                     f"layer {layer} of {model.name} has others; allowed: mse, kl"
                 )
-
-
-def partner(site: Site) -> Site:
-    """The other side of a q or k site.
-
-    >>> partner(Site("q", 0, 3)).name
-    'L00.H03.k'
-    """
-    return Site(OTHER_SIDE[site.kind], site.layer, site.head)
 
 
 def _causal(n: int, device: torch.device) -> Tensor:

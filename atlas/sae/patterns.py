@@ -17,7 +17,7 @@ from torch import Tensor
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
 from atlas.sae.model import SAE
-from atlas.sites import Site
+from atlas.sites import partner, partner_name
 
 SIDES = ("q", "k")
 _MOST_PAIRS = 2**22
@@ -135,12 +135,11 @@ def partners(saes: Sequence[SAE]) -> dict[str, str | None]:
         site = sae.info.site
         if site.kind not in SIDES:
             continue
-        other_site = Site("k" if site.kind == "q" else "q", site.layer, site.head)
-        name = sae.info.name.replace(f"{site.name}.", f"{other_site.name}.")
+        name = partner_name(sae.info.name, site)
         other = by_name.get(name)
         matches = (
             other is not None
-            and other.info.site == other_site
+            and other.info.site == partner(site)
             and other.info.architecture == sae.info.architecture
         )
         found[sae.info.name] = name if matches else None

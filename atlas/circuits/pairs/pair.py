@@ -20,8 +20,7 @@ from atlas.errors import SAEError
 from atlas.lm.hooks import Resume, capture, logits_with
 from atlas.lm.load import LanguageModel
 from atlas.sae.model import SAE
-from atlas.sae.objectives import partner
-from atlas.sites import Site
+from atlas.sites import Site, partner
 
 
 class Pair(NamedTuple):
