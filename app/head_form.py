@@ -1,11 +1,10 @@
 """The form in which a person says what a head does."""
 
-import time
 from dataclasses import dataclass, replace
 
 import streamlit as st
 
-from app import access, blind, note_history, notes
+from app import access, blind, moves, note_history, notes
 from app.access import READ_ONLY
 from app.colours import SEMANTICITY
 from app.components import draw
@@ -70,38 +69,16 @@ class Place:
         return self.step(1)
 
 
-LATE_SECONDS = 5.0
-"""How long after a move a request may still carry the address from before it."""
-
-
 def move(place: Place) -> None:
     """Show another head in this view; used as a callback."""
-    st.session_state["moved"] = {
-        "from": st.query_params.get("head"), "to": place.name, "at": time.monotonic(), "runs": 0,
-    }  # fmt: skip
+    moves.move("head", {"head": place.name})
     st.query_params.pop("layer", None)
-    st.query_params["head"] = place.name
 
 
 def asked_head() -> str | None:
-    """The head that the address names; right after a move, the one that was moved to.
-
-    A browser learns its new address when the new page begins to arrive. What it sends before (a key pressed,
-    a text kept) still carries the old address, which must not lead back to the head just left. Once the
-    browser has shown that it knows the new address, the old one means that somebody went back.
-    """
-    text = st.query_params.get("head")
-    moved = st.session_state.get("moved")
-    if moved is None:
-        return text
-    moved["runs"] += 1
-    late = time.monotonic() - moved["at"] < LATE_SECONDS
-    if text == moved["from"] != moved["to"] and late:
-        st.query_params["head"] = moved["to"]
-        return str(moved["to"])
-    if text != moved["to"] or moved["runs"] > 1:
-        st.session_state["moved"] = None
-    return text
+    """The head that the address names; right after a move, the one that was moved to."""
+    moves.arrive("head")
+    return st.query_params.get("head")
 
 
 def _options(current: list[str], known: tuple[str, ...], suggested: tuple[str, ...]) -> list[str]:

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import streamlit as st
 
+from app import moves
 from atlas.errors import StoreError
 
 _PAGES: dict[str, Any] = {}
@@ -40,7 +41,9 @@ def go(address: str) -> None:
     if page is None:
         raise StoreError(f"view {parts.path!r} does not exist; allowed: {', '.join(_PAGES)}")
     kept = {key: st.query_params[key] for key in _KEPT if key in st.query_params}
-    st.switch_page(page, query_params={**kept, **dict(parse_qsl(parts.query))})
+    asked = dict(parse_qsl(parts.query))
+    moves.expect(parts.path, asked)
+    st.switch_page(page, query_params={**kept, **asked})
 
 
 def follow(result: Any) -> None:

@@ -8,7 +8,19 @@ import pyarrow as pa
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import blind, charts, families, head_facts, head_measures, head_near, navigation, state, style, walk
+from app import (
+    blind,
+    charts,
+    families,
+    head_facts,
+    head_measures,
+    head_near,
+    moves,
+    navigation,
+    state,
+    style,
+    walk,
+)
 from app.components import draw
 from app.components.payload import Texts, example, rounded
 from app.head_form import Place, asked_head, head_form, move
@@ -101,8 +113,8 @@ def _jump(scope: Scope, place: Place) -> None:
     st.session_state["jump"] = place.name
 
     def jump() -> None:
+        moves.move("head", {"head": st.session_state["jump"]})
         st.query_params.pop("layer", None)
-        st.query_params["head"] = st.session_state["jump"]
 
     st.selectbox("Go to head", names, key="jump", on_change=jump, label_visibility="collapsed", width=110)
 
