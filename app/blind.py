@@ -6,6 +6,7 @@ from atlas.db import annotations
 from atlas.settings import Settings
 
 SAID = "Blind: scores, families and what others wrote are hidden until you save this head as done."
+SAID_FEATURE = "Blind: families, labels and what others wrote are hidden until you rate this feature."
 _CHOICE = "judges blind"
 
 
@@ -40,10 +41,10 @@ def _switched() -> None:
         st.query_params.pop("blind", None)
 
 
-def switch() -> None:
+def switch(told: str = SAID) -> None:
     """The switch for it; the address carries it, so that a reload keeps it."""
     on = is_on()
     if on:
         st.query_params["blind"] = "1"
     st.session_state["blind_switch"] = on
-    st.toggle("Blind", key="blind_switch", on_change=_switched, help=SAID)
+    st.toggle("Blind", key="blind_switch", on_change=_switched, help=told)

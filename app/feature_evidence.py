@@ -98,7 +98,7 @@ def products(scope: Scope, ref: SaeRef, feature: int) -> None:
                 "products", "Product of the feature with every position")  # fmt: skip
 
 
-def partners(scope: Scope, ref: SaeRef, feature: int) -> None:
+def partners(scope: Scope, ref: SaeRef, feature: int, whose: str | None = None) -> None:
     """The best partners of a q or k feature on the other side of its head."""
     sides = scope.ask(evidence.other_sides, ref.sae)
     if not sides:
@@ -109,7 +109,7 @@ def partners(scope: Scope, ref: SaeRef, feature: int) -> None:
     other = sides[0]
     if len(sides) > 1:
         other = st.selectbox("SAE of the other side", sides, key="other side", width=360)
-    draw.related_features("partners", partner_data(scope, ref, other, feature))
+    draw.related_features("partners", partner_data(scope, ref, other, feature, whose))
 
 
 def writes(scope: Scope, ref: SaeRef, feature: int, row: dict[str, Any]) -> None:
@@ -169,9 +169,9 @@ def by_head(scope: Scope, ref: SaeRef, feature: int) -> None:
         st.dataframe(shares, column_config=config, hide_index=True, alt="Shares of every head")
 
 
-def related(scope: Scope, ref: SaeRef, feature: int) -> None:
-    """Neighbours and features that fire together, each a link."""
+def related(scope: Scope, ref: SaeRef, feature: int, whose: str | None) -> None:
+    """Neighbours and features that fire together, each a link; with one annotator's labels or (None) all."""
     with st.expander("Related features: neighbours, and what fires together with it", key="related",
                      on_change="rerun") as box:  # fmt: skip
         if box.open:
-            draw.related_features("related features", related_data(scope, ref, feature))
+            draw.related_features("related features", related_data(scope, ref, feature, whose))

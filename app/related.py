@@ -21,8 +21,13 @@ Other = tuple[str, int, list[str]]
 """A feature: its SAE, its number, and the values that its row shows."""
 
 
-def _rows(scope: Scope, ref: SaeRef, others: Sequence[Other]) -> list[dict[str, Any]]:
-    """Features with what is known of them; one look-up for each SAE, not for each feature."""
+def _rows(
+    scope: Scope, ref: SaeRef, others: Sequence[Other], whose: str | None = None
+) -> list[dict[str, Any]]:
+    """Features with what is known of them; one look-up for each SAE, not for each feature.
+
+    With ``whose`` they have that annotator's labels alone, and no families: for judging blind.
+    """
     texts = Texts(scope.ask(overview.vocabulary, ref.model))
     by_sae: dict[str, list[int]] = {}
     for sae, feature, _ in others:
@@ -31,8 +36,8 @@ def _rows(scope: Scope, ref: SaeRef, others: Sequence[Other]) -> list[dict[str, 
     for sae, ids in by_sae.items():
         asked = tuple(sorted(set(ids)))
         stats[sae] = scope.ask(features.summaries, sae, asked)
-        kinds[sae] = scope.ask(evidence.families, sae, asked)
-        notes = annotations.list_features(scope.settings, sae)
+        kinds[sae] = scope.ask(evidence.families, sae, asked) if whose is None else {}
+        notes = annotations.list_features(scope.settings, sae, annotator=whose)
         labels[sae] = {note.feature: note.label for note in notes if note.label}
     rows = []
     for sae, feature, values in others:
@@ -53,7 +58,7 @@ def _rows(scope: Scope, ref: SaeRef, others: Sequence[Other]) -> list[dict[str, 
     return rows
 
 
-def related_data(scope: Scope, ref: SaeRef, feature: int) -> dict[str, Any]:
+def related_data(scope: Scope, ref: SaeRef, feature: int, whose: str | None = None) -> dict[str, Any]:
     """Neighbours of a feature by decoder and encoder, and features that fire together with it."""
     groups = []
     near = scope.ask(evidence.neighbours, ref.sae, feature).to_pylist()
@@ -65,14 +70,14 @@ def related_data(scope: Scope, ref: SaeRef, feature: int) -> dict[str, Any]:
         ]
         if found:
             groups.append({"title": title, "note": note, "columns": [["cosine", "of the two directions"]],
-                           "rows": _rows(scope, ref, found)})  # fmt: skip
+                           "rows": _rows(scope, ref, found, whose)})  # fmt: skip
     together = scope.ask(evidence.coactivation, ref.sae, feature).to_pylist()
     if together:
-        groups.append(_together(scope, ref, together))
+        groups.append(_together(scope, ref, together, whose))
     return {"groups": groups, "empty": "No related feature is kept in this release."}
 
 
-def _together(scope: Scope, ref: SaeRef, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _together(scope: Scope, ref: SaeRef, rows: list[dict[str, Any]], whose: str | None) -> dict[str, Any]:
     names = ("n_both", "jaccard", "pearson", "pmi")
     found = [(ref.sae, row["other"], [number(row[name]) for name in names]) for row in rows]
     columns = [
@@ -83,16 +88,18 @@ def _together(scope: Scope, ref: SaeRef, rows: list[dict[str, Any]]) -> dict[str
     ]
     counted = f"counted over {number(rows[0]['n_tokens'])} tokens"
     return {"title": "Fires together with", "note": counted, "columns": columns, "wide": True,
-            "rows": _rows(scope, ref, found)}  # fmt: skip
+            "rows": _rows(scope, ref, found, whose)}  # fmt: skip
 
 
-def partner_data(scope: Scope, ref: SaeRef, other_sae: str, feature: int) -> dict[str, Any]:
+def partner_data(
+    scope: Scope, ref: SaeRef, other_sae: str, feature: int, whose: str | None = None
+) -> dict[str, Any]:
     """The features of the head's other side with the largest product with a q or k feature."""
     found = scope.ask(evidence.qk_partners, ref.sae, other_sae, feature).to_pylist()
     others: list[Other] = [(other_sae, row["other"], [number(row["product"])]) for row in found]
     column = ["product", "dot product of the two decoder rows, unscaled"]
     group: dict[str, Any] = {"title": other_sae, "note": "", "columns": [column], "wide": True,
-             "rows": _rows(scope, ref, others)}  # fmt: skip
+             "rows": _rows(scope, ref, others, whose)}  # fmt: skip
     for row in group["rows"]:
         row["sae"] = ""
     empty = "No product with a feature of the other side is kept."

@@ -46,10 +46,10 @@ def heads_grid(key: str, data: dict[str, Any], model: str) -> None:
         go(href("head", model=model, head=f"L{clicked['layer']}H{clicked['head']}"))
 
 
-def form_keys(key: str, place: str) -> None:
-    """Invisible: the keys of the form about a head; drawn after it, so that it tells when that is there."""
-    mount = st.components.v2.component("head_atlas_keys", js=_read("keys.js"))
-    mount(key=key, data={"place": place})
+def form_keys(key: str, place: str, kind: str = "head") -> None:
+    """Invisible: the keys of the form about a head or feature; drawn after it, to tell when that is there."""
+    mount = st.components.v2.component("head_atlas_keys", js=_read("keys_feature.js", "keys.js"))
+    mount(key=key, data={"place": place, "kind": kind})
 
 
 def verdict_list(key: str, data: dict[str, Any], changed: Callable[[], None]) -> None:

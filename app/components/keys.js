@@ -14,6 +14,7 @@ const SETTLE_MS = 80;
 const LONGEST_SETTLE_MS = 2000;
 const LONGEST_HOLD_MS = 8000;
 const MOVES = ["n", "p", "u"];
+const TO_FIELDS = { head: ["e", "w", "r", "g"], feature: ["e", "w", "t", "c"] };
 const MOVING = ".st-key-note_next, .st-key-before, .st-key-after, .st-key-unseen";
 
 function isField(node) {
@@ -79,14 +80,15 @@ function press(selector) {
 
 // What a letter does while no field is edited; false if it does nothing here.
 function letter(event) {
+  if (form.kind === "feature") return featureLetter(event);
   const key = event.key.toLowerCase();
   if (event.shiftKey && /^Digit[1-5]$/.test(event.code)) {
-    const buttons = fresh(".st-key-note_confidence")?.querySelectorAll("button") || [];
+    const buttons = fresh(".st-key-note_confidence")?.querySelectorAll("[role=radio]") || [];
     buttons[Number(event.code.at(-1)) - 1]?.click();
   } else if (key === "e") into(".st-key-note-grid input[aria-label=Label]");
   else if (key === "w") into("textarea[aria-label=Notes]");
   else if (key === "r") into(".st-key-note_role input");
-  else if (key === "m") into(".st-key-note_semanticity button");
+  else if (key === "m") into(".st-key-note_semanticity [role=radio]");
   else if (key === "s") press(".st-key-note_star input");
   else if (key === "v") press(".st-key-note_novel input");
   else if (key === "z") press(event.shiftKey ? ".st-key-note_redo button" : ".st-key-note_undo button");
@@ -123,7 +125,7 @@ function help() {
   const title = document.createElement("h2");
   title.textContent = "Keys";
   const list = document.createElement("dl");
-  for (const [keys, does] of KEYS) {
+  for (const [keys, does] of form.kind === "feature" ? FEATURE_KEYS : KEYS) {
     const name = document.createElement("dt");
     for (const [i, part] of keys.split(/(, then | to | \/ |, )/).entries()) {
       const node = document.createElement(i % 2 ? "span" : "kbd");
@@ -144,7 +146,7 @@ function help() {
   dialog.showModal();
 }
 
-const form = { mounted: false, place: null, held: null, timer: 0 };
+const form = { mounted: false, kind: "head", place: null, held: null, timer: 0 };
 
 function running() {
   return document.querySelector(".stApp")?.dataset.testScriptState === "running";
@@ -200,7 +202,7 @@ async function play(held) {
       return;
     }
     await painted();
-    if (["e", "w", "r", "g"].includes(key.key) && !isField(active)) await focused();
+    if (TO_FIELDS[form.kind].includes(key.key) && !isField(active)) await focused();
   }
   form.held = null;
 }
@@ -224,18 +226,26 @@ async function focused() {
   for (let i = 0; i < 20 && !isField(deepActive()); i++) await new Promise((done) => setTimeout(done, 25));
 }
 
+// Presses a button; false where there is none that can be pressed, as at the last feature.
+function pushed(selector) {
+  const button = fresh(selector);
+  if (!button || button.disabled) return false;
+  button.click();
+  return true;
+}
+
 // One held key that is no text; true if it moves to another head.
 function command(key, active) {
   const name = key.key.toLowerCase();
   const modified = key.ctrlKey || key.metaKey;
   if (modified && (name === "enter" || name === "s")) {
     keep(active);
-    fresh(`.st-key-note_${name === "s" ? "save" : "next"} button`)?.click();
-    return name === "enter";
+    if (name === "enter" && pushed(".st-key-note_next button")) return true;
+    pushed(".st-key-note_save button");
+    return false;
   }
   if (!isField(active) && MOVES.includes(name)) {
-    fresh(`.st-key-${{ n: "after", p: "before", u: "unseen" }[name]} button`)?.click();
-    return true;
+    return pushed(`.st-key-${{ n: "after", p: "before", u: "unseen" }[name]} button`);
   }
   if (name === "backspace") document.execCommand("delete");
   else {
@@ -322,6 +332,7 @@ export default function (component) {
   form.mounted = true;
   const moved = form.place !== component.data.place;
   form.place = component.data.place;
+  form.kind = component.data.kind;
   page.keys = "ready";
   page.head = form.place;
   if (moved && form.held) form.held.arrived = Date.now();

@@ -7,12 +7,12 @@ import pyarrow as pa
 import streamlit as st
 
 from app import (
-    access,
+    blind,
     families,
     feature_charts,
     feature_evidence,
+    moves,
     navigation,
-    notes,
     own_text,
     proxy_view,
     state,
@@ -20,11 +20,10 @@ from app import (
 )
 from app.components import draw
 from app.components.payload import Texts, example, rounded
+from app.feature_form import feature_form, move
 from app.state import Scope
 from app.token_tables import logit_table, token_table
 from atlas.db import annotations
-from atlas.db.models import INTERPRETABILITY
-from atlas.db.notes import LABEL_LENGTH, MOST_WORDS, NOTES_LENGTH
 from atlas.errors import StoreError
 from atlas.store.queries import evidence, examples, features, overview
 from atlas.store.queries.overview import SaeRef
@@ -32,7 +31,6 @@ from atlas.store.queries.overview import SaeRef
 NO_DFA = "No direct feature attribution was computed for this SAE: it needs a site that sums over heads and \
 source positions (z or attn_out)."
 FEW = 10
-RATINGS = {"interpretable": "interpretable", "partly": "partly", "uninterpretable": "not interpretable"}
 
 
 def chosen_feature(scope: Scope) -> tuple[SaeRef, int]:
@@ -57,21 +55,16 @@ def chosen_feature(scope: Scope) -> tuple[SaeRef, int]:
     return ref, number
 
 
-def _move(sae: str, feature: int) -> None:
-    st.query_params["sae"] = sae
-    st.query_params["feature"] = str(feature)
-
-
 def _jump() -> None:
-    _move(st.session_state["jump_sae"], 0)
-    st.query_params.pop("feature", None)
+    move(st.session_state["jump_sae"], None)
 
 
 def _jump_feature(sae: str) -> None:
-    _move(sae, int(st.session_state["jump_feature"]))
+    move(sae, int(st.session_state["jump_feature"]))
 
 
-def _header(scope: Scope, ref: SaeRef, row: dict[str, Any]) -> None:
+def _header(scope: Scope, ref: SaeRef, row: dict[str, Any]) -> int | None:
+    """Name and moves; gives the next feature that fires."""
     number = row["feature"]
     one, two = st.columns([1, 1.9], vertical_alignment="center")
     with one:
@@ -83,17 +76,18 @@ def _header(scope: Scope, ref: SaeRef, row: dict[str, Any]) -> None:
         _links(ref, row)
         st.button(
             "Previous", key="before", icon=":material/chevron_left:", shortcut="P", disabled=before is None,
-            on_click=_move, args=(ref.sae, before), help="previous feature that fires",
+            on_click=move, args=(ref.sae, before), help="previous feature that fires",
         )  # fmt: skip
         st.button(
             "Next", key="after", icon=":material/chevron_right:", icon_position="right", shortcut="N",
-            disabled=after is None, on_click=_move, args=(ref.sae, after), help="next feature that fires",
+            disabled=after is None, on_click=move, args=(ref.sae, after), help="next feature that fires",
         )  # fmt: skip
         st.selectbox("SAE", names, key="jump_sae", on_change=_jump, label_visibility="collapsed", width=260)
         st.number_input(
             "Feature", 0, ref.d_sae - 1, key="jump_feature", on_change=_jump_feature, args=(ref.sae,),
             label_visibility="collapsed", width=130,
         )  # fmt: skip
+    return after
 
 
 def _families(scope: Scope, ref: SaeRef, number: int) -> None:
@@ -116,7 +110,7 @@ def _links(ref: SaeRef, row: dict[str, Any]) -> None:
             navigation.go(navigation.href("head", model=ref.model, head=best))
 
 
-def _tokens(scope: Scope, ref: SaeRef, number: int) -> None:
+def _tokens(scope: Scope, ref: SaeRef, number: int, whose: str | None) -> None:
     texts = Texts(scope.ask(overview.vocabulary, ref.model))
     logits = scope.ask(features.logits, ref.sae, (number,), 20).to_pylist()
     stats = scope.ask(features.token_stats, ref.sae, number, 50).to_pylist()
@@ -131,7 +125,7 @@ def _tokens(scope: Scope, ref: SaeRef, number: int) -> None:
         columns = st.columns([1, 1, 1.35, 1.35] if logits else [2, 1.35, 1.35])
     if not logits:
         with columns[0]:
-            feature_evidence.partners(scope, ref, number)
+            feature_evidence.partners(scope, ref, number, whose)
     for column, part in zip(columns if logits else columns[1:], parts if logits else parts[2:], strict=True):
         column.html(part)
     if max(len(logits), len(stats)) > FEW:
@@ -155,7 +149,7 @@ def example_data(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) ->
     }
 
 
-def _card(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) -> dict[str, Any]:
+def _card(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any], hidden: bool) -> dict[str, Any]:
     """What a saved card says beside the examples; its link names the version of the release."""
     release = f"{scope.release.name}@{scope.release.version}"
     link = navigation.href("feature", release=release, sae=ref.sae, feature=number)
@@ -164,7 +158,7 @@ def _card(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) -> dict[s
         ("fires on", f"{style.number(row['n_active'])} tokens"),
         ("density", style.number(row["density"])),
         ("largest activation", style.number(row["max_activation"])),
-        ("families", ", ".join(map(families.spoken, kinds)) or "none"),
+        ("families", "hidden" if hidden else ", ".join(map(families.spoken, kinds)) or "none"),
     ]
     return {
         "title": f"{ref.sae}, feature {number}",
@@ -175,36 +169,8 @@ def _card(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) -> dict[s
     }
 
 
-def _form(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
-    if not access.can("annotate"):
-        st.caption(access.READ_ONLY)
-        return
-    draft = notes.feature_draft(scope.settings, ref.sae, number, who)
-    draft.open()
-    save = draft.autosave
-    with st.container(key="form"):
-        one, two, three, four = st.columns([2, 2, 1.9, 2.2])
-    one.text_input(
-        "Label", key=draft.key("label"), on_change=save, live="700ms", max_chars=LABEL_LENGTH,
-        placeholder="what this feature stands for",
-    )  # fmt: skip
-    two.multiselect(
-        "Tags", draft.get("tags") or [], key=draft.key("tags"), on_change=save, accept_new_options=True,
-        max_selections=MOST_WORDS, placeholder="type your own",
-    )  # fmt: skip
-    three.pills(
-        "Rating", list(INTERPRETABILITY), key=draft.key("interpretability"), on_change=save,
-        format_func=RATINGS.__getitem__,
-    )  # fmt: skip
-    four.text_area("Notes", key=draft.key("notes"), on_change=save, max_chars=NOTES_LENGTH, height=72)
-    version = draft.stored.version
-    kept = f"kept, version {version}" if version else "kept as you type"
-    one.caption(state.plain(f"{kept}, by {who}"))
-    notes.show_state(draft)
-
-
-def _browse(scope: Scope, ref: SaeRef) -> None:
-    """Other features of the same SAE; asked for only when it is unfolded."""
+def _browse(scope: Scope, ref: SaeRef, whose: str | None) -> None:
+    """Other features of the same SAE, with one annotator's labels or (None) all; asked for once unfolded."""
     with st.expander("Other features of this SAE", key="browse", on_change="rerun") as box:
         if not box.open:
             return
@@ -212,7 +178,10 @@ def _browse(scope: Scope, ref: SaeRef) -> None:
                                      default="max_activation", required=True, label_visibility="collapsed",
                                      format_func=lambda name: name.replace("_", " "))  # fmt: skip
         table = scope.ask(features.some_features, ref.sae, order, 500)
-        labels = {note.feature: note.label for note in annotations.list_features(scope.settings, ref.sae)}
+        labels = {
+            note.feature: note.label
+            for note in annotations.list_features(scope.settings, ref.sae, annotator=whose)
+        }
         told = pa.array([labels.get(one, "") for one in table["feature"].to_pylist()], pa.string())
         percent = st.column_config.NumberColumn(format="percent")
         chosen = st.dataframe(
@@ -228,24 +197,28 @@ def _browse(scope: Scope, ref: SaeRef) -> None:
 def render() -> None:
     """Statistics, charts, tokens, the note and the examples of one feature."""
     scope = state.scope()
+    moves.arrive("feature")
     ref, number = chosen_feature(scope)
     who = state.annotator(scope.settings)
     row = scope.ask(features.feature_row, ref.sae, number)
     st.session_state["last_feature"] = (ref, number)
-    _move(ref.sae, number)
-    _header(scope, ref, row)
-    _families(scope, ref, number)
+    moves.stay("feature", {"sae": ref.sae, "feature": str(number)})
+    hidden = blind.hides_feature(scope.settings, ref.sae, number, who)
+    whose = who if hidden else None
+    onward = _header(scope, ref, row)
+    if not hidden:
+        _families(scope, ref, number)
     feature_charts.facts(scope, ref, row)
-    _form(scope, ref, number, who)
+    feature_form(scope, ref, number, who, onward)
     feature_charts.overview_charts(scope, ref, number)
     feature_evidence.reads(scope, ref, number)
-    _tokens(scope, ref, number)
+    _tokens(scope, ref, number, whose)
     feature_evidence.writes(scope, ref, number, row)
     feature_evidence.by_head(scope, ref, number)
-    feature_evidence.related(scope, ref, number)
+    feature_evidence.related(scope, ref, number, whose)
     own_text.try_text(scope, ref, number, NO_DFA)
     proxy_view.test_guess(scope, ref, number)
     style.section("Examples", "point at one to see which heads and sources made it fire; click to pin it")
-    card = {"card": _card(scope, ref, number, row)}
+    card = {"card": _card(scope, ref, number, row, hidden)}
     draw.feature_examples("examples", {**example_data(scope, ref, number, row), **card})
-    _browse(scope, ref)
+    _browse(scope, ref, whose)

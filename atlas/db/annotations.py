@@ -221,9 +221,12 @@ def load_feature(settings: Settings, sae: str, feature: int, annotator: str) -> 
         return None if row is None else _feature(row)
 
 
-def list_features(settings: Settings, sae: str, *, annotator: str | None = None) -> list[FeatureAnnotation]:
-    """The annotations of an SAE's features, all or one annotator's, by feature and annotator."""
-    key = {"sae": sae} if annotator is None else {"sae": sae, "annotator": annotator}
+def list_features(
+    settings: Settings, sae: str, *, feature: int | None = None, annotator: str | None = None
+) -> list[FeatureAnnotation]:
+    """The annotations of an SAE's features, of all or of one, by feature and annotator."""
+    given = {"sae": sae, "feature": feature, "annotator": annotator}
+    key = {name: value for name, value in given.items() if value is not None}
     query = select(FeatureNote).where(_where(FeatureNote, key))
     with reading(settings) as session:
         return [

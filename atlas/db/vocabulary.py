@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 from sqlalchemy import delete, insert, select
 
 from atlas.access import demand
-from atlas.db.models import HeadNote
+from atlas.db.models import FeatureNote, HeadNote
 from atlas.db.notes import check_name, checked_words
 from atlas.db.review_models import GroupingMerge
 from atlas.db.session import reading, writing
@@ -75,6 +75,14 @@ def vocabulary(settings: Settings, model: str) -> tuple[Word, ...]:
 def known_groupings(settings: Settings, model: str) -> tuple[str, ...]:
     """The words of :func:`vocabulary`, in its order."""
     return tuple(one.word for one in vocabulary(settings, model))
+
+
+def known_tags(settings: Settings, sae: str) -> tuple[str, ...]:
+    """The words that features of an SAE were tagged with, the most used first, then by name."""
+    with reading(settings) as session:
+        rows = session.scalars(select(FeatureNote.tags).where(FeatureNote.sae == sae))
+        counts = Counter(word for words in rows for word in words)
+    return tuple(sorted(counts, key=lambda word: (-counts[word], word)))
 
 
 def merge(settings: Settings, model: str, word: str, stands_for: str, who: str) -> None:

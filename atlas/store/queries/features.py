@@ -41,6 +41,12 @@ def alive_around(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> tupl
     return before, after
 
 
+def firing(con: duckdb.DuckDBPyConnection, sae: str) -> tuple[int, ...]:
+    """Every feature that fires, in order."""
+    rows = con.execute("SELECT feature FROM features WHERE sae = ? AND alive ORDER BY feature", [sae])
+    return tuple(feature for (feature,) in rows.fetchall())
+
+
 def histogram(con: duckdb.DuckDBPyConnection, sae: str, feature: int, scale: str = "linear") -> pa.Table:
     """Bins of the feature's activations where it is active: low, high, n.
 
