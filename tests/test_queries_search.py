@@ -231,14 +231,15 @@ def text_release(pieces, blocks):
     con.execute("CREATE TABLE vocab (model VARCHAR, token INT, text VARCHAR, bytes BLOB)")
     con.executemany("INSERT INTO vocab VALUES ('m', ?, '', ?)", list(enumerate(pieces)))
     con.execute("CREATE TABLE docs (block INT, tokens INT[], source VARCHAR)")
-    con.executemany("INSERT INTO docs VALUES (?, ?, '')", list(enumerate(blocks)))
+    if blocks:
+        con.executemany("INSERT INTO docs VALUES (?, ?, '')", list(enumerate(blocks)))
     return con
 
 
 def test_places_of_a_text_are_the_tokens_that_it_touches():
     con = text_release([b"<bos>", b"ab", b"c", b" The", b"the"], [[0, 1, 2, 1, 3], [0, 4, 4, 2]])
     found = texts.read_texts(con, "m")
-    assert found.texts == ("abcab The", "thethec")
+    assert [found.text(row) for row in range(2)] == ["abcab The", "thethec"]
     at = [tuple(row.values()) for row in texts.places_of(found, "bc").to_pylist()]
     assert at == [(0, 1, 2)]
     at = [tuple(row.values()) for row in texts.places_of(found, "the").to_pylist()]
@@ -255,14 +256,33 @@ def test_characters_of_several_bytes_and_cut_in_two():
     pieces = [b"<bos>", whole[:2], whole[2:4], whole[4:]]
     con = text_release(pieces, [[0, 1, 2, 3]])
     found = texts.read_texts(con, "m")
-    assert found.texts == ("né→x",)
+    assert found.text(0) == "né→x"
     assert texts.places_of(found, "x").to_pylist() == [{"block": 0, "low": 3, "high": 3}]
     assert texts.places_of(found, "n").to_pylist() == [{"block": 0, "low": 1, "high": 1}]
+    # é is cut in two: it touches the tokens of both halves. Its capital is found, too.
+    assert texts.places_of(found, "É").to_pylist() == [{"block": 0, "low": 1, "high": 2}]
+    assert texts.places_of(found, "É", exact=True).num_rows == 0
+
+
+def test_nothing_is_found_across_blocks_and_places_may_overlap():
+    con = text_release([b"<bos>", b"aa", b"a.a"], [[0, 1], [0, 1, 2], [0, 3]])
+    found = texts.read_texts(con, "m")
+    assert texts.places_of(found, "aaaa").num_rows == 0
+    at = [tuple(row.values()) for row in texts.places_of(found, "aa").to_pylist()]
+    assert at == [(0, 1, 1), (1, 1, 1), (1, 1, 2)]
+    assert texts.places_of(found, "a.a").num_rows == 1
+    assert texts.places_of(found, "bos").num_rows == 0
+
+
+def test_a_release_without_text():
+    found = texts.read_texts(text_release([b"<bos>"], []), "m")
+    assert found.complete
+    assert texts.places_of(found, "a").num_rows == 0
 
 
 def test_a_long_text_is_read_in_part():
     con = text_release([b"", b"a"], [[0, 1]] * 10)
-    assert len(texts.read_texts(con, "m", most=6).texts) == 3
+    assert texts.read_texts(con, "m", most=6).blocks.tolist() == [0, 1, 2]
     assert not texts.read_texts(con, "m", most=6).complete
     assert texts.read_texts(con, "m").complete
 
@@ -272,9 +292,10 @@ def test_the_synthetic_text_is_what_its_tokens_say(con):
     known = {r["token"]: r["bytes"] for r in rows(con, "SELECT token, bytes FROM vocab")}
     for row in rows(con, "SELECT * FROM docs ORDER BY block LIMIT 5"):
         whole = b"".join(known[t] for t in row["tokens"][1:])
-        assert found.texts[row["block"]] == whole.decode("utf8", errors="replace")
+        assert found.text(row["block"]) == whole.decode("utf8", errors="replace")
+        first = found.rows[row["block"]]
         for position in range(1, len(row["tokens"])):
             if known[row["tokens"][position]]:
-                start = int(found.starts[row["block"]][position])
-                assert found.token_at(row["block"], start) == position
-    assert np.all([np.diff(s).min() >= 0 for s in found.starts])
+                start = found.starts[first + position]
+                assert found.token_at(start) == first + position
+    assert np.all(np.diff(found.starts) >= 0)

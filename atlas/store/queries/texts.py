@@ -1,12 +1,12 @@
 """The analysed text as text: where strings stand in it, and which tokens they end in.
 
-A release keeps token ids; here they are joined to the text that a person reads, once per release, with the
-place of every token. At most four million tokens are joined, the first blocks, which are a fair sample of the
-text because blocks lie in random order.
+A release keeps token ids; here their bytes are joined once per release to the text that a person reads, with
+the place of every token. At most four million tokens are joined, the first blocks, which are a fair sample of
+the text because blocks lie in random order. A search is one pass over these bytes.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import duckdb
@@ -21,61 +21,63 @@ MOST_TOKENS = 4_000_000
 MOST_PLACES = 20_000
 """Places of a string that are looked at; a commoner one says nothing about a feature."""
 PLACES = pa.schema([("block", pa.int32()), ("low", pa.int16()), ("high", pa.int16())])
+BOS = b"\xff"
+"""Stands for the first token of a block. No text holds this byte, so that nothing is found across blocks."""
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Text of some blocks: ``texts[i]`` is block ``blocks[i]``, whose token t begins at ``starts[i][t]``.
+    """The text of some blocks as UTF-8, one after the other, each with BOS in front.
 
-    BOS is the empty text: position 0 begins and ends at character 0.
+    Token t begins at byte ``starts[t]`` and ends before ``starts[t + 1]``; block ``blocks[i]`` is the tokens
+    from ``rows[i]`` up to ``rows[i + 1]``.
     """
 
     blocks: Ints
-    texts: tuple[str, ...]
-    starts: tuple[npt.NDArray[np.int32], ...]
+    data: bytes
+    lowered: bytes
+    """The same with the letters A to Z small."""
+    starts: npt.NDArray[np.int32]
+    rows: Ints
     complete: bool
     """Whether all blocks of the release are here."""
 
-    def token_at(self, row: int, character: int) -> int:
-        """The position of the token that holds a character of a block; the last one where several begin."""
-        return int(np.searchsorted(self.starts[row], character, "right")) - 1
+    def text(self, row: int) -> str:
+        """The text of one block."""
+        low, high = (int(self.starts[self.rows[i]]) for i in (row, row + 1))
+        return self.data[low:high].removeprefix(BOS).decode("utf8", errors="replace")
+
+    def token_at(self, places: Ints) -> Ints:
+        """The tokens that hold some bytes; the last one where several begin."""
+        return np.searchsorted(self.starts, places, "right") - 1
 
 
 def read_texts(con: duckdb.DuckDBPyConnection, model: str, most: int = MOST_TOKENS) -> Texts:
     """The text of a release's blocks, the first ``most`` tokens of it."""
-    rows = arrow(con, "SELECT token, bytes FROM vocab WHERE model = ? ORDER BY token", [model])
-    known = dict(zip(rows["token"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
     ((length, n),) = con.execute("SELECT coalesce(max(len(tokens)), 1), count(*) FROM docs").fetchall()
     docs = arrow(con, "SELECT block, tokens FROM docs ORDER BY block LIMIT ?", [max(1, most // length)])
     tokens = docs["tokens"].combine_chunks()
-    flat, offsets = tokens.flatten().to_numpy(), tokens.offsets.to_numpy()
-    joined = [_join(flat[a:b].tolist(), known) for a, b in itertools.pairwise(offsets)]
-    texts, starts = (tuple(part) for part in zip(*joined, strict=True)) if joined else ((), ())
-    return Texts(docs["block"].to_numpy().astype(np.int64), texts, starts, len(docs) == n)
+    rows = tokens.offsets.to_numpy().astype(np.int64)
+    ids = tokens.flatten().to_numpy().copy()
+    pieces = _pieces(con, model, int(ids.max(initial=0)))
+    ids[rows[:-1][np.diff(rows) > 0]] = len(pieces) - 1
+    joined = pa.array(pieces, pa.binary()).take(pa.array(ids))
+    _, starts, data = joined.buffers()
+    whole = data.to_pybytes() if data else b""
+    edges = np.frombuffer(starts, np.int32, len(ids) + 1) if starts else np.zeros(1, np.int32)
+    blocks = docs["block"].to_numpy().astype(np.int64)
+    return Texts(blocks, whole, whole.lower(), edges, rows - rows[0], len(docs) == n)
 
 
-def _join(ids: Sequence[int], known: dict[int, bytes]) -> tuple[str, npt.NDArray[np.int32]]:
-    """The text of a block and the first character of each token; a character cut in two is the first's."""
-    parts = [b"", *(known.get(token, b"") for token in ids[1:])]
-    whole = b"".join(parts)
-    text = whole.decode("utf8", errors="replace")
-    edges = np.cumsum([0, *(len(part) for part in parts[:-1])])
-    if len(text) == len(whole):
-        return text, edges.astype(np.int32)
-    return text, _characters(whole, edges)
-
-
-def _characters(whole: bytes, edges: Ints) -> npt.NDArray[np.int32]:
-    """Which character each byte edge stands at, by decoding piece by piece."""
-    import codecs
-
-    decoder = codecs.getincrementaldecoder("utf8")(errors="replace")
-    found, so_far = [], 0
-    for low, high in zip(edges, [*edges[1:], len(whole)], strict=True):
-        found.append(so_far)
-        so_far += len(decoder.decode(whole[low:high]))
-    return np.array(found, np.int32)
+def _pieces(con: duckdb.DuckDBPyConnection, model: str, last: int) -> list[bytes]:
+    """The bytes of every token up to the largest id, none for one that is not known, and then BOS."""
+    known = arrow(con, "SELECT token, bytes FROM vocab WHERE model = ? ORDER BY token", [model])
+    ids = known["token"].to_pylist()
+    pieces = [b""] * (max([last, *ids[-1:]]) + 1)
+    for token, piece in zip(ids, known["bytes"].to_pylist(), strict=True):
+        pieces[token] = piece or b""
+    return [*pieces, BOS]
 
 
 def places_of(texts: Texts, wanted: str, *, exact: bool = False, most: int = MOST_PLACES) -> pa.Table:
@@ -86,27 +88,39 @@ def places_of(texts: Texts, wanted: str, *, exact: bool = False, most: int = MOS
     """
     if not wanted:
         raise QueryError("the text to look for is empty; allowed: at least one character")
-    looked_for = wanted if exact else wanted.lower()
-    found: list[tuple[int, int, int]] = []
-    for row, text in enumerate(texts.texts):
-        for start in _occurrences(text if exact else text.lower(), looked_for):
-            low, high = texts.token_at(row, start), texts.token_at(row, start + len(looked_for) - 1)
-            found.append((int(texts.blocks[row]), low, high))
-            if len(found) >= most:
-                return _table(found)
-    return _table(found)
+    found = np.array(list(_occurrences(texts, wanted, exact, most)), np.int64).reshape(-1, 2)
+    low, high = texts.token_at(found[:, 0]), texts.token_at(found[:, 1] - 1)
+    row = np.searchsorted(texts.rows, low, "right") - 1
+    columns = texts.blocks[row], low - texts.rows[row], high - texts.rows[row]
+    arrays = [pa.array(c, f.type, safe=False) for c, f in zip(columns, PLACES, strict=True)]
+    return pa.table(arrays, schema=PLACES)
 
 
-def _occurrences(text: str, wanted: str) -> Iterable[int]:
-    at = text.find(wanted)
-    while at >= 0:
-        yield at
-        at = text.find(wanted, at + 1)
+def _occurrences(texts: Texts, wanted: str, exact: bool, most: int) -> Iterator[tuple[int, int]]:
+    """First byte and end of each place, in order; places may overlap."""
+    data = texts.data if exact else texts.lowered
+    looked_for = re.compile(_pattern(wanted, exact))
+    found = looked_for.search(data)
+    while found and most:
+        yield found.span()
+        found, most = looked_for.search(data, found.start() + 1), most - 1
 
 
-def _table(found: list[tuple[int, int, int]]) -> pa.Table:
-    columns = list(zip(*found, strict=True)) if found else [(), (), ()]
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, PLACES, strict=True)], schema=PLACES)
+def _pattern(wanted: str, exact: bool) -> bytes:
+    """A regular expression of the bytes of a string, in either case of its letters beyond A to Z, too.
+
+    >>> _pattern("Ab", True), _pattern("Ab", False)
+    (b'Ab', b'ab')
+    """
+    if exact:
+        return re.escape(wanted.encode())
+    parts = []
+    for one in wanted:
+        cases = {one.lower()} if one.isascii() else {one, one.lower(), one.upper()}
+        parts.append(b"|".join(re.escape(case.encode()) for case in sorted(cases)))
+        if len(cases) > 1:
+            parts[-1] = b"(?:" + parts[-1] + b")"
+    return b"".join(parts)
 
 
 def tokens_like(con: duckdb.DuckDBPyConnection, model: str, wanted: str, most: int = 50) -> tuple[int, ...]:
