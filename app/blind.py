@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from app.whole import whole
 from atlas.db import annotations
 from atlas.settings import Settings
 
@@ -33,6 +34,7 @@ def hides_feature(settings: Settings, sae: str, feature: int, who: str) -> bool:
     return note is None or note.interpretability is None
 
 
+@whole
 def _switched() -> None:
     st.session_state[_CHOICE] = st.session_state["blind_switch"]
     if st.session_state[_CHOICE]:

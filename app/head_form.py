@@ -12,6 +12,7 @@ from app.notes import Draft
 from app.state import Scope, plain
 from app.talk import talk
 from app.verdicts import follows, verdict_list
+from app.whole import whole
 from atlas.db import adjudication, annotations, vocabulary
 from atlas.db.notes import LABEL_LENGTH, MOST_WORDS, NOTES_LENGTH, HeadAnnotation
 from atlas.db.places import HeadPlace
@@ -69,6 +70,7 @@ class Place:
         return self.step(1)
 
 
+@whole
 def move(place: Place) -> None:
     """Show another head in this view; used as a callback."""
     moves.move("head", {"head": place.name})
@@ -165,6 +167,7 @@ def _others(scope: Scope, place: Place, who: str) -> None:
             st.text("\n".join(line for line in text.split("\n") if line.strip()))
 
 
+@whole
 def _finish(draft: Draft[HeadAnnotation], onward: Place | None) -> None:
     """Save as done; go on to the next head if that worked. A note with nothing in it is not done."""
     if draft.is_blank():
@@ -174,6 +177,7 @@ def _finish(draft: Draft[HeadAnnotation], onward: Place | None) -> None:
         move(onward)
 
 
+@whole
 def _reopen(draft: Draft[HeadAnnotation]) -> None:
     draft.save({"status": "draft"})
 

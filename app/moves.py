@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import streamlit as st
 
+from app.whole import whole
+
 LATE_SECONDS = 5.0
 """How long after a move a request may still carry the address from before it."""
 NAMES = {"head": ("head",), "feature": ("sae", "feature")}
@@ -71,6 +73,7 @@ def expect(view: str, to: Mapping[str, str | None]) -> None:
     st.session_state[_key(view)] = Move(aim, [one for one in left if one != aim])
 
 
+@whole
 def move(view: str, to: Mapping[str, str | None]) -> None:
     """Show something else in this view; used as a callback. None takes a name out of the address."""
     expect(view, to)

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import streamlit as st
 
 from app.state import plain
+from app.whole import whole
 from atlas.db import annotations, changes
 from atlas.db.annotations import Saved, StaleAnnotationError
 from atlas.db.changes import as_it_was
@@ -66,6 +67,7 @@ class Draft(Generic[N]):
         """Remember a value, or fill a widget before it is drawn."""
         st.session_state[self.key(name)] = value
 
+    @whole
     def open(self) -> None:
         """Fill the widgets from the database, unless they are on the page already."""
         if self.key(self.names[0]) not in st.session_state:
@@ -101,6 +103,7 @@ class Draft(Generic[N]):
         typed = self.typed()
         return all(getattr(typed, name) == getattr(self.blank, name) for name in self.names)
 
+    @whole
     def save(self, changes: Mapping[str, Any] | None = None, *, over: int | None = None) -> bool:
         """Store what is typed; True if it was stored or nothing had changed.
 
@@ -139,6 +142,7 @@ class Draft(Generic[N]):
         """The version whose text the widgets show: the newest, unless undo went back from it."""
         return self.get("shown") or self.stored.version
 
+    @whole
     def restore(self, version: int) -> None:
         """Take over the text of an earlier save; it is saved as a new version, so that nothing goes away."""
         self.save()
@@ -150,11 +154,13 @@ class Draft(Generic[N]):
         if self.save({"status": status} if status else None):
             self.put("shown", version)
 
+    @whole
     def undo(self) -> None:
         """Go back to the save before the one that is shown."""
         self.save()
         self.restore(self.shown_version - 1)
 
+    @whole
     def redo(self) -> None:
         """Go forward again after an undo."""
         if self.get("shown"):
@@ -169,16 +175,19 @@ class Draft(Generic[N]):
             self.put(name, list(value) if isinstance(value, tuple) else value)
         self.put("fills", (self.get("fills") or 0) + 1)
 
+    @whole
     def autosave(self) -> None:
         """Save after a change of any widget."""
         self.save()
 
+    @whole
     def keep_mine(self) -> None:
         """Resolve a conflict by writing what is typed over what somebody else stored."""
         conflict = self.get("conflict")
         if conflict is not None:
             self.save(over=0 if conflict.theirs is None else conflict.theirs.version)
 
+    @whole
     def take_theirs(self) -> None:
         """Resolve a conflict by taking what is stored in place of what is typed."""
         self.fill(self.load() or self.blank)

@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import access
 from app.state import plain
+from app.whole import whole
 from atlas.db import comments
 from atlas.db.comments import COMMENT_LENGTH
 from atlas.db.places import Place
@@ -13,6 +14,7 @@ from atlas.errors import AtlasError
 from atlas.settings import Settings
 
 
+@whole
 def _say(settings: Settings, place: Place, who: str, key: str) -> None:
     text = st.session_state[key] or ""
     if not text.strip():

@@ -9,6 +9,7 @@ from app.components import draw
 from app.components.payload import Texts
 from app.notes import Draft
 from app.state import Scope, plain
+from app.whole import whole
 from atlas.db import annotations, vocabulary
 from atlas.db.notes import MOST_WORDS, WORD_LENGTH, HeadAnnotation
 from atlas.judging import GROUP, ODD, TOP, UNSURE, FeatureVerdict, group_counts, semanticity
@@ -51,6 +52,7 @@ FeatureVerdict(sae='s', feature=4, verdict='odd', group='')]
     return sorted(kept, key=lambda one: (one.sae, one.feature))
 
 
+@whole
 def _take(
     draft: Draft[HeadAnnotation], sae: str, key: str, ids: tuple[int, ...], same: dict[str, str]
 ) -> None:
