@@ -218,7 +218,15 @@ def feature_draft(settings: Settings, sae: str, feature: int, who: str) -> Draft
 
 
 def show_state(draft: Draft[Any]) -> None:
-    """Say whether everything is saved; show both texts when somebody else saved in between."""
+    """Say whether everything is saved; show both texts when somebody else saved in between.
+
+    It has a place of its own: what stands below is not drawn anew when a warning comes or goes.
+    """
+    with st.container(key="note-state"):
+        _show_state(draft)
+
+
+def _show_state(draft: Draft[Any]) -> None:
     conflict, error = draft.get("conflict"), draft.get("error")
     if error:
         st.error(plain(error), icon=":material/error:")

@@ -35,7 +35,7 @@ def talk(settings: Settings, place: Place, who: str) -> None:
     may = access.can("annotate")
     if not shown and not may:
         return
-    with st.expander(f"Comments ({len(shown)})", key=f"talk {place.text}"):
+    with st.container(key="note-talk"), st.expander(f"Comments ({len(shown)})", key=f"talk {place.text}"):
         for one in said:
             body = "<i>withdrawn</i>" if one.withdrawn else html.escape(one.body)
             when = one.created_at.strftime("%Y-%m-%d %H:%M")
@@ -50,7 +50,7 @@ def talk(settings: Settings, place: Place, who: str) -> None:
             key = f"comment on {place.text}"
             st.text_area(
                 "Comment", key=key, max_chars=COMMENT_LENGTH, height=68, label_visibility="collapsed",
-                placeholder="a question or remark, seen by everybody",
+                placeholder="a question or remark, seen by everybody; Ctrl+Enter sends it",
             )  # fmt: skip
             st.button("Comment", key=f"say {key}", on_click=_say, args=(settings, place, who, key))
             if error := st.session_state.get(f"{key} error"):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,17 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A served app over a small release of 2 x 4 heads."""
+    """The address of an app over a small release of 2 x 4 heads."""
+    with served(tmp_path_factory.mktemp("home")) as url:
+        yield url
+
+
+@contextmanager
+def served(home):
+    """An app over a small release of 2 x 4 heads, whose notes lie in a folder."""
     from atlas.cli.app import streamlit_command
 
     need(Path(CHROMIUM).is_file(), f"Chromium ({CHROMIUM})")
-    home = tmp_path_factory.mktemp("home")
     build_synthetic_release(home / "releases")
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

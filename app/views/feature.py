@@ -206,8 +206,9 @@ def render() -> None:
     hidden = blind.hides_feature(scope.settings, ref.sae, number, who)
     whose = who if hidden else None
     onward = _header(scope, ref, row)
-    if not hidden:
-        _families(scope, ref, number)
+    with st.container(key="families"):
+        if not hidden:
+            _families(scope, ref, number)
     feature_charts.facts(scope, ref, row)
     feature_form(scope, ref, number, who, onward)
     feature_charts.overview_charts(scope, ref, number)

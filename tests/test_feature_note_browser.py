@@ -1,0 +1,142 @@
+# ruff: noqa: F401, F811 (fixtures are imported and then asked for by name)
+"""Writing about features in a real browser: by keyboard, through a reload, two windows, two people, blind."""
+
+import re
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import pytest
+
+from atlas.db import annotations
+from atlas.settings import load_settings
+from tests.test_app_browser import browser, heading, label, page, served
+
+pytestmark = pytest.mark.browser
+SAE = "synthetic/L00.z.topk-64"
+OTHERS = re.compile(r"^What others wrote \(1\)")
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """A served app, and what it has stored of a feature."""
+    home = tmp_path_factory.mktemp("home")
+    with served(home) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATLAS_HOME", str(home))
+        settings = load_settings()
+        yield SimpleNamespace(url=url, note=lambda at, who: annotations.load_feature(settings, SAE, at, who))
+
+
+def visit(page, app, feature, who, more=""):
+    page.goto(f"{app.url}/feature?sae={quote(SAE)}&feature={feature}&annotator={who}{more}")
+    ready(page, feature)
+
+
+def ready(page, feature):
+    """Wait until the form is the one of this feature, and the page is at rest."""
+    from playwright.sync_api import expect
+
+    heading(page, f"Feature {feature}")
+    expect(page.locator(f"html[data-head='{SAE} {feature}']")).to_have_count(1)
+    expect(page.locator(".stApp[data-test-script-state=notRunning]")).to_have_count(1)
+
+
+def version(page, number):
+    from playwright.sync_api import expect
+
+    expect(page.get_by_text(re.compile(f"^version {number}, kept"))).to_be_visible()
+
+
+def test_a_feature_by_keyboard_alone(page, app):
+    from playwright.sync_api import expect
+
+    visit(page, app, 3, "kay")
+    rating = page.locator(".st-key-note_rating [role=radio]")
+    page.keyboard.press("2")
+    version(page, 1)
+    expect(rating.nth(1)).to_be_checked()
+    page.keyboard.press("e")
+    page.keyboard.type("closes <b>lists</b>")
+    version(page, 2)
+    page.keyboard.press("Escape")
+    page.keyboard.press("z")
+    version(page, 3)
+    expect(label(page)).to_have_value("")
+    page.keyboard.press("Shift+KeyZ")
+    expect(label(page)).to_have_value("closes <b>lists</b>")
+    page.get_by_text("History", exact=True).click()
+    expect(page.locator(".ha-save ins", has_text="closes <b>lists</b>").first).to_be_visible()
+    page.keyboard.press("c")
+    page.keyboard.type("is it so?")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".ha-said", has_text="is it so?")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_contain_text("take the rating back")
+    page.keyboard.press("Escape")
+    page.keyboard.press("x")
+    expect(rating.nth(1)).not_to_be_checked()
+
+
+def test_what_is_typed_while_the_next_feature_opens_lands_there(page, app):
+    visit(page, app, 8, "swift")
+    page.keyboard.type("eof eight")
+    page.keyboard.press("Control+Enter")
+    page.keyboard.type("eof nine")
+    page.keyboard.press("Escape")
+    page.keyboard.type("nwof ten")
+    page.keyboard.press("Control+s")
+    ready(page, 10)
+    version(page, 1)
+    stored = [(note.label, note.notes) for note in (app.note(at, "swift") for at in (8, 9, 10))]
+    assert stored == [("of eight", ""), ("of nine", ""), ("", "of ten")]
+
+
+def test_a_reload_in_the_middle_of_a_draft_loses_nothing(page, app):
+    from playwright.sync_api import expect
+
+    visit(page, app, 12, "rel")
+    label(page).press_sequentially("half a thou")
+    version(page, 1)
+    page.get_by_label("Notes").press_sequentially("a sentence, half")
+    version(page, 2)
+    page.reload()
+    ready(page, 12)
+    expect(label(page)).to_have_value("half a thou")
+    expect(page.get_by_label("Notes")).to_have_value("a sentence, half")
+
+
+def test_the_second_window_sees_both_texts(page, browser, app):
+    from playwright.sync_api import expect
+
+    other = browser.new_page()
+    for one in (page, other):
+        visit(one, app, 14, "two")
+    label(page).fill("from the first window")
+    version(page, 1)
+    label(other).fill("from the second window")
+    expect(other.get_by_text("This note was changed elsewhere")).to_be_visible()
+    expect(other.get_by_text("label, stored")).to_contain_text("from the first window")
+    expect(label(other)).to_be_focused()
+    other.get_by_role("button", name="Keep mine").click()
+    version(other, 2)
+    other.close()
+    assert app.note(14, "two").label == "from the second window"
+
+
+def test_blind_hides_families_and_words_of_others_until_one_rated(page, app):
+    from playwright.sync_api import expect
+
+    visit(page, app, 5, "ann")
+    label(page).fill("seen by others")
+    version(page, 1)
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    version(page, 2)
+    visit(page, app, 5, "bob", "&blind=1")
+    expect(page.get_by_text("Blind: families, labels")).to_be_visible()
+    assert page.get_by_text(OTHERS).count() == page.locator(".ha-chips").count() == 0
+    assert page.get_by_text("seen by others").count() == page.locator(".st-key-note-talk").count() == 0
+    page.keyboard.press("3")
+    expect(page.locator(".ha-chips")).to_be_visible()
+    page.get_by_text(OTHERS).click()
+    expect(page.get_by_text("ann (interpretable): seen by others")).to_be_visible()
