@@ -3,18 +3,18 @@
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import streamlit as st
 
 from app import families, navigation, style
 from app.components.payload import Texts, rounded
 from app.search_state import Asked
 from app.state import Scope
-from atlas.db import annotations
 from atlas.db.arrow import arrow_tables
+from atlas.db.labels import feature_labels
 from atlas.errors import StoreError
-from atlas.store.queries import evidence, features, overview, search, texts
-from atlas.store.queries.search import CANDIDATES, COLUMNS, PAGE, Facets, Filters, meaning
+from atlas.store.queries import features, overview, search, texts
+from atlas.store.queries.search import CANDIDATES, PAGE, Facets, Filters, meaning
+from atlas.store.queries.search_index import COLUMNS
 
 SCORES = {
     "at": "share of its firings",
@@ -97,12 +97,10 @@ def result_data(scope: Scope, rows: pa.Table, filters: Filters, score: str | Non
     """What the component of links draws for a page of features."""
     shown = Texts(scope.ask(overview.vocabulary, scope.model.model))
     order = filters.order.removeprefix("-")
-    known: dict[str, dict[int, list[str]]] = {}
-    labels: dict[str, dict[int, str]] = {}
-    for sae in pc.unique(rows["sae"]).to_pylist():
-        ids = tuple(sorted(rows.filter(pc.equal(rows["sae"], sae))["feature"].to_pylist()))
-        known[sae] = scope.ask(evidence.families, sae, ids)
-        labels[sae] = {n.feature: n.label for n in annotations.list_features(scope.settings, sae) if n.label}
+    by_sae: dict[str, list[int]] = {}
+    for sae, feature in zip(rows["sae"].to_pylist(), rows["feature"].to_pylist(), strict=True):
+        by_sae.setdefault(sae, []).append(feature)
+    labels = feature_labels(scope.settings, by_sae)
     layers = {ref.sae: ref for ref in scope.saes}
     columns = [["top head", "the head of largest decoder share"], ["max", "largest activation"]]
     if order in COLUMNS and order not in ("density", "max_activation"):
@@ -120,15 +118,14 @@ def result_data(scope: Scope, rows: pa.Table, filters: Filters, score: str | Non
             values.insert(0, style.number(row["value"]))
         if score is not None:
             values.insert(0, style.number(row["score"]))
-        kinds = known[row["sae"]].get(row["feature"], [])
         listed.append(
             {
                 "href": navigation.href("feature", sae=row["sae"], feature=row["feature"]),
                 "sae": row["sae"], "feature": row["feature"],
-                "label": labels[row["sae"]].get(row["feature"], ""), "values": values,
+                "label": labels.get((row["sae"], row["feature"]), ""), "values": values,
                 "density": row["density"],
                 "token": None if row["top_token"] is None else shown.text(row["top_token"]),
-                "families": [families.spoken(one) for one in kinds],
+                "families": [families.spoken(one) for one in search.families_in(row["families"])],
             }
         )  # fmt: skip
     group = {"title": "", "note": "", "columns": columns, "wide": True, "rows": listed}

@@ -9,7 +9,8 @@ import streamlit as st
 
 from app.state import Scope
 from atlas.errors import QueryError
-from atlas.store.queries.search import COLUMNS, ROLES, Filters
+from atlas.store.queries.search import ROLES, Filters
+from atlas.store.queries.search_index import COLUMNS
 from atlas.tables import FAMILY_NAMES
 
 QUESTIONS = {

@@ -33,6 +33,7 @@ from atlas.db.annotations import (
 from atlas.db.arrow import SCHEMAS, arrow_tables
 from atlas.db.backup import dump, load
 from atlas.db.engine import close_engines
+from atlas.db.labels import feature_labels
 from atlas.db.models import INTERPRETABILITY, SEMANTICITY
 from atlas.db.notes import (
     LABEL_LENGTH,
@@ -106,6 +107,23 @@ def test_a_feature_comes_back_as_it_was_written(database):
         ("ann", 1),
         ("bob", 1),
     ]
+
+
+def test_labels_of_some_features_are_ones_own_first(database):
+    other = "docs-12l/L06.z.topk-1536"
+    for sae, feature, annotator, label in [
+        (FEATURE.sae, 17, "zoe", "z"), (FEATURE.sae, 17, "bob", "b"), (FEATURE.sae, 18, "ann", "a"),
+        (FEATURE.sae, 19, "ann", ""), (other, 17, "ann", "o"), (other, 20, "bob", "p"),
+    ]:  # fmt: skip
+        note = replace(FEATURE, sae=sae, feature=feature, annotator=annotator, label=label)
+        save_feature(database, note, 0)
+    asked = {FEATURE.sae: [17, 18, 19], other: {17}, "none": []}
+    of_all = {(FEATURE.sae, 17): "b", (FEATURE.sae, 18): "a", (other, 17): "o"}
+    assert feature_labels(database, asked) == of_all
+    assert feature_labels(database, asked, annotator="zoe") == {**of_all, (FEATURE.sae, 17): "z"}
+    own = {(FEATURE.sae, 18): "a", (other, 17): "o"}
+    assert feature_labels(database, asked, annotator="ann", alone=True) == own
+    assert feature_labels(database, {FEATURE.sae: []}) == {}
 
 
 def test_nothing_written_is_nothing_found(database):

@@ -1,6 +1,7 @@
 """Finding features, against plain loops over the rows of the synthetic release."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from atlas.errors import QueryError
 from atlas.store.connection import cursor, open_release
 from atlas.store.families import FAMILIES
-from atlas.store.queries import evidence, overview, search, texts
-from atlas.store.queries.search import COLUMNS, PAGE, ROLES, Filters
+from atlas.store.queries import evidence, overview, search, search_index, texts
+from atlas.store.queries.search import PAGE, ROLES, Filters
+from atlas.store.queries.search_index import COLUMNS
 from tests.synthetic import MODEL, build_synthetic_release
 
 
@@ -195,6 +197,33 @@ def test_filters_agree_with_the_families_of_features(con, saes):
         assert all("duplicate_token" in evidence.families(con, sae, ids)[one] for one in ids)
 
 
+def test_pages_name_the_families_of_the_release(con, saes):
+    kinds = {key: families for key, _, families, _, _ in everything(con)}
+    found = search.page(con, Filters(saes)).to_pylist()
+    assert any(row["families"] for row in found)
+    for row in found:
+        assert set(search.families_in(row["families"])) == kinds[row["sae"], row["feature"]]
+
+
+def test_more_features_than_are_kept_in_memory_give_the_same_answers(con, saes, monkeypatch):
+    path = con.execute("SELECT path FROM duckdb_databases() WHERE database_name = 'atlas'").fetchone()[0]
+    monkeypatch.setattr(search_index, "MOST", 3)
+    with open_release(path) as other:
+        for case in CASES[:4]:
+            filters = Filters(saes, **case)
+            assert search.page(other, filters).equals(search.page(con, filters))
+            assert search.facets(other, filters) == search.facets(con, filters)
+        kept = "SELECT (SELECT count(*) FROM duckdb_views() WHERE view_name = 'search_features')"
+        assert other.execute(kept).fetchall() == [(1,)]
+
+
+def test_the_table_of_features_is_made_once_for_all_cursors(con):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: search_index.make_ready(cursor(con)), range(8)))
+    made = "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'search_features'"
+    assert con.execute(made).fetchall() == [(1,)]
+
+
 @pytest.mark.parametrize(
     ("case", "said"),
     [
@@ -262,6 +291,15 @@ def test_characters_of_several_bytes_and_cut_in_two():
     # é is cut in two: it touches the tokens of both halves. Its capital is found, too.
     assert texts.places_of(found, "É").to_pylist() == [{"block": 0, "low": 1, "high": 2}]
     assert texts.places_of(found, "É", exact=True).num_rows == 0
+    assert found.positions(0, range(4)) == [1, 1, 2, 3]
+
+
+def test_bytes_that_are_no_text_hold_their_places():
+    con = text_release([b"<bos>", b"\xf0\x9f", "é🙂".encode(), b"\x80z"], [[0, 1, 2, 3], [0, 3, 3]])
+    found = texts.read_texts(con, "m")
+    assert [len(found.text(row)) for row in range(2)] == [6, 4]
+    assert found.positions(0, range(6)) == [1, 1, 2, 2, 3, 3]
+    assert found.positions(1, range(4)) == [1, 1, 2, 2]
 
 
 def test_nothing_is_found_across_blocks_and_places_may_overlap():
@@ -292,7 +330,7 @@ def test_the_synthetic_text_is_what_its_tokens_say(con):
     known = {r["token"]: r["bytes"] for r in rows(con, "SELECT token, bytes FROM vocab")}
     for row in rows(con, "SELECT * FROM docs ORDER BY block LIMIT 5"):
         whole = b"".join(known[t] for t in row["tokens"][1:])
-        assert found.text(row["block"]) == whole.decode("utf8", errors="replace")
+        assert found.text(row["block"]) == whole.decode("utf8", errors="surrogateescape")
         first = found.rows[row["block"]]
         for position in range(1, len(row["tokens"])):
             if known[row["tokens"][position]]:

@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 from atlas.errors import QueryError
 from atlas.store import proxies
 from atlas.store.proxies import Counts
-from atlas.store.queries.texts import Texts
+from atlas.store.queries.texts import BOS, Texts
 
 PIECES = [["", "The", " cat", " sat", "\n", "The", " catnap"], ["", "a", "b", "a", "ab", ""]]
+FLAT = [BOS if place == 0 else piece.encode() for one in PIECES for place, piece in enumerate(one)]
 TEXTS = Texts(
-    np.array([3, 8]),
-    tuple("".join(p) for p in PIECES),
-    tuple(np.cumsum([0, *map(len, p[:-1])]).astype(np.int32) for p in PIECES),
-    True,
+    blocks=np.array([3, 8]),
+    data=b"".join(FLAT),
+    lowered=b"".join(FLAT).lower(),
+    starts=np.cumsum([0, *map(len, FLAT)]).astype(np.int32),
+    rows=np.cumsum([0, *map(len, PIECES)]),
+    complete=True,
 )
 
 
@@ -55,7 +58,8 @@ def test_patterns_that_are_refused(pattern, said):
 
 def test_a_pattern_that_never_ends_is_stopped():
     long = "a" * 4000 + "!"
-    texts = Texts(np.array([0]), (long,), (np.array([0], np.int32),), True)
+    data = BOS + long.encode()
+    texts = Texts(np.array([0]), data, data, np.array([0, 1, len(data)], np.int32), np.array([0, 2]), True)
     with pytest.raises(QueryError, match=r"takes longer than 0.05 seconds"):
         proxies.pattern_truth(texts, r"(a+)+$", [0], seconds=0.05)
 

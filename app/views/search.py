@@ -13,7 +13,8 @@ from app.search_state import QUESTIONS, Asked
 from app.state import Scope
 from atlas.errors import QueryError
 from atlas.store.queries import overview, texts
-from atlas.store.queries.search import COLUMNS, PAGE, ROLES, Facets, meaning
+from atlas.store.queries.search import PAGE, ROLES, Facets, meaning
+from atlas.store.queries.search_index import COLUMNS
 
 
 def _set(name: str, read: Callable[[Any], Any] = lambda value: value) -> Callable[[], None]:

@@ -184,12 +184,12 @@ def pattern_truth(texts: Texts, pattern: str, blocks: Collection[int], seconds: 
     for row in rows:
         try:
             left = max(1e-3, end - time.monotonic())
-            spans = [m.span() for m in compiled.finditer(texts.texts[row], timeout=left)]
+            spans = [m.span() for m in compiled.finditer(texts.text(row), timeout=left)]
         except TimeoutError:
             raise QueryError(
                 f"the expression takes longer than {seconds:g} seconds on this text; make it simpler"
             ) from None
-        held = (texts.token_at(row, last - 1) for first, last in spans if last > first)
+        held = texts.positions(row, [last - 1 for first, last in spans if last > first])
         found[int(texts.blocks[row])] = frozenset(held)
     return found
 

@@ -2,7 +2,7 @@
 
 A question (a token, a text, a label, another feature) gives a table ``sae, feature, score``; without one
 every feature is a candidate. Filters are families, ranges of columns, SAEs and the head of largest decoder
-share. Everything is answered from the tables as they are; nothing is indexed beforehand.
+share; they are asked of one table in memory (``search_index.py``).
 """
 
 from dataclasses import dataclass, field
@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from atlas.errors import QueryError, one_of
 from atlas.store.families import FAMILIES
+from atlas.store.queries import search_index
 from atlas.store.queries.rows import arrow
-from atlas.tables import DFA_SHARES, FAMILY_NAMES, TABLES
+from atlas.store.queries.search_index import BITS, COLUMNS
+from atlas.tables import FAMILY_NAMES, TABLES
 
 CANDIDATES = pa.schema([("sae", pa.string()), ("feature", pa.int32()), ("score", pa.float64())])
 ROLES = {
@@ -27,17 +29,6 @@ ROLES = {
 }
 """What a feature may have to do with a token."""
 PAGE = 50
-_FEATURE_COLUMNS = (
-    "density", "n_active", "max_activation", "mean_activation", "encoder_norm", "decoder_norm",
-    "encoder_decoder_cosine", "bias", "top_position", "top_position_share", "effective_positions",
-    "top_token_share", "top_pair_share", "loss_effect", "n_loss", "logit_std", "logit_skew", "logit_kurtosis",
-)  # fmt: skip
-_DFA_COLUMNS = (*DFA_SHARES, "local", "long_range", "distance", "matched", "matched_prefix")
-COLUMNS = {
-    **{name: ("features", name) for name in _FEATURE_COLUMNS},
-    **{f"dfa_{name}": ("dfa_summary", name) for name in _DFA_COLUMNS},
-}
-"""Columns that can be bounded and sorted by: the name here, its table and its column."""
 
 
 def meaning(name: str) -> str:
@@ -196,22 +187,23 @@ def _has_dfa(con: duckdb.DuckDBPyConnection) -> bool:
 
 
 class _Found:
-    """The features found, as a CTE ``found`` over candidates and filters, with its parameters."""
+    """The features found: FROM and WHERE over the table of all features and candidates, with parameters."""
 
     def __init__(self, con: duckdb.DuckDBPyConnection, filters: Filters, *, scored: bool) -> None:
-        self.given: dict[str, Any] = {"saes": list(filters.saes)}
-        self.dfa = _has_dfa(con)
         needed = [COLUMNS[name][0] for name, _, _ in filters.ranges]
         needed += [FAMILIES[name].table for name in filters.families]
         order = filters.order.removeprefix("-")
         needed += [COLUMNS[order][0]] if order in COLUMNS else []
-        if "dfa_summary" in needed and not self.dfa:
+        if "dfa_summary" in needed and not _has_dfa(con):
             raise QueryError("this release was made before dfa_summary; build it anew to search by DFA")
-        self.where = ["f.sae IN (SELECT unnest($saes::VARCHAR[]))"]
+        search_index.make_ready(con)
+        self.given: dict[str, Any] = {"saes": list(filters.saes)}
+        self.where = [f"f.sae IN (SELECT TRY_CAST(unnest($saes::VARCHAR[]) AS {search_index.SAE}))"]
         self._narrow(filters)
-        self.source = "features f"
+        self.source = f"{search_index.NAME} f"
         if scored:
-            self.source += " JOIN search_candidates c USING (sae, feature)"
+            of = f"TRY_CAST(c.sae AS {search_index.SAE}) = f.sae AND c.feature = f.feature"
+            self.source += f" JOIN search_candidates c ON {of}"
 
     def _narrow(self, filters: Filters) -> None:
         if not filters.dead and "dead" not in filters.families:
@@ -219,75 +211,67 @@ class _Found:
         if filters.head is not None:
             self.where.append("f.top_head = $head")
             self.given["head"] = filters.head
-        self.where += [f"({FAMILIES[name].rule})" for name in filters.families]
+        self.where += [f"f.families & {BITS[name]} > 0" for name in filters.families]
         for i, (name, low, high) in enumerate(filters.ranges):
-            column = COLUMNS[name][1]
             for key, sign, bound in ((f"low{i}", ">=", low), (f"high{i}", "<=", high)):
                 if bound is not None:
-                    self.where.append(f"{_place(name)}.{column} {sign} ${key}")
+                    self.where.append(f"f.{name} {sign} ${key}")
                     self.given[key] = bound
             if low is None and high is None:
-                self.where.append(f"{_place(name)}.{column} IS NOT NULL")
+                self.where.append(f"f.{name} IS NOT NULL")
 
-    def sql(self, *, with_dfa: bool) -> str:
-        """FROM and WHERE; joined with dfa_summary where its columns are needed."""
-        joined = " LEFT JOIN dfa_summary d USING (sae, feature)" if with_dfa and self.dfa else ""
-        return f"FROM {self.source}{joined} WHERE {' AND '.join(self.where)}"
-
-
-def _place(name: str) -> str:
-    return "f" if COLUMNS[name][0] == "features" else "d"
-
-
-def _needs_dfa(filters: Filters) -> bool:
-    order = filters.order.removeprefix("-")
-    names = [name for name, _, _ in filters.ranges] + ([order] if order in COLUMNS else [])
-    return any(_place(name) == "d" for name in names) or any(
-        FAMILIES[name].table == "dfa_summary" for name in filters.families
-    )
+    @property
+    def sql(self) -> str:
+        return f"FROM {self.source} WHERE {' AND '.join(self.where)}"
 
 
 def page(
     con: duckdb.DuckDBPyConnection, filters: Filters, candidates: pa.Table | None = None, start: int = 0
 ) -> pa.Table:
-    """Fifty features of those found, from ``start`` on: sae, feature, score, value, density, and so on.
+    """Fifty features of those found, from ``start`` on: sae, feature, score, value, families, and so on.
 
-    ``value`` is the column of the order (NULL last). Ties go by SAE and feature.
+    ``value`` is the column of the order (NULL last), ``families`` their bits (:func:`families_in`). Ties go
+    by SAE and feature.
     """
     found = _Found(con, filters, scored=candidates is not None)
     order = filters.order.removeprefix("-")
-    by_score = order == "score"
     score = "c.score" if candidates is not None else "NULL::DOUBLE"
-    value = score if by_score else f"{_place(order)}.{COLUMNS[order][1]}::DOUBLE"
+    value = score if order == "score" else f"f.{order}::DOUBLE"
     way = "ASC" if filters.order.startswith("-") else "DESC"
     sql = f"""
-        SELECT f.sae, f.feature, {score} AS score, {value} AS value, f.density, f.max_activation, f.top_head,
-               f.top_token {found.sql(with_dfa=_needs_dfa(filters))}
+        SELECT f.sae::VARCHAR AS sae, f.feature, {score} AS score, {value} AS value, f.density,
+               f.max_activation, f.top_head, f.top_token, f.families {found.sql}
         ORDER BY value {way} NULLS LAST, f.sae, f.feature LIMIT {PAGE} OFFSET $start
     """
     return _asked(con, sql, {**found.given, "start": start}, candidates)
 
 
+def families_in(bits: int) -> list[str]:
+    """The names of families out of the bits of a page, in the order of the rules.
+
+    >>> families_in(0b10000010)
+    ['dense', 'induction']
+    """
+    return [name for name, bit in BITS.items() if bits & bit]
+
+
 def facets(con: duckdb.DuckDBPyConnection, filters: Filters, candidates: pa.Table | None = None) -> Facets:
     """How many features were found, by SAE, head and family."""
     found = _Found(con, filters, scored=candidates is not None)
-    known = [f for f in FAMILIES.values() if f.table == "features" or found.dfa]
-    counts = ", ".join(f"count(*) FILTER ({f.rule})" for f in known)
+    counts = ", ".join(f"count(*) FILTER (f.families & {bit} > 0) AS {name}" for name, bit in BITS.items())
     sql = (
-        f"SELECT f.sae, f.top_head, count(*), {counts} {found.sql(with_dfa=True)} "
+        f"SELECT f.sae::VARCHAR AS sae, f.top_head, count(*) AS n, {counts} {found.sql} "
         "GROUP BY f.sae, f.top_head ORDER BY f.sae, f.top_head"
     )
-    rows = _asked(con, sql, found.given, candidates).to_pylist()
     saes: dict[str, int] = {}
     heads: dict[tuple[str, int], int] = {}
-    families = dict.fromkeys((f.name for f in known), 0)
-    for row in rows:
-        sae, head, n, *each = row.values()
-        saes[sae] = saes.get(sae, 0) + n
-        if head is not None:
-            heads[sae, head] = n
-        for family, count in zip(known, each, strict=True):
-            families[family.name] += count
+    families = dict.fromkeys(BITS, 0)
+    for row in _asked(con, sql, found.given, candidates).to_pylist():
+        saes[row["sae"]] = saes.get(row["sae"], 0) + row["n"]
+        if row["top_head"] is not None:
+            heads[row["sae"], row["top_head"]] = row["n"]
+        for family in families:
+            families[family] += row[family]
     return Facets(sum(saes.values()), saes, heads, {name: n for name, n in families.items() if n})
 
 

@@ -6,7 +6,7 @@ the text because blocks lie in random order. A search is one pass over these byt
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -44,9 +44,18 @@ class Texts:
     """Whether all blocks of the release are here."""
 
     def text(self, row: int) -> str:
-        """The text of one block."""
+        """The text of one block; bytes that are no UTF-8 (of characters cut in two) are lone surrogates."""
         low, high = (int(self.starts[self.rows[i]]) for i in (row, row + 1))
-        return self.data[low:high].removeprefix(BOS).decode("utf8", errors="replace")
+        return self.data[low:high].removeprefix(BOS).decode("utf8", errors="surrogateescape")
+
+    def positions(self, row: int, characters: Sequence[int]) -> list[int]:
+        """The positions in their block of the tokens that hold some characters of :meth:`text`."""
+        codes = np.frombuffer(self.text(row).encode("utf-32-le", "surrogatepass"), np.uint32)
+        escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)
+        lengths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000) - 2 * escaped
+        first = int(self.starts[self.rows[row]]) + len(BOS)
+        places = first + np.concatenate([[0], np.cumsum(lengths)])[list(characters)]
+        return (self.token_at(places) - self.rows[row]).tolist()
 
     def token_at(self, places: Ints) -> Ints:
         """The tokens that hold some bytes; the last one where several begin."""
