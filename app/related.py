@@ -7,7 +7,7 @@ from app import families, navigation
 from app.components.payload import Texts
 from app.state import Scope
 from app.style import number
-from atlas.db import annotations
+from atlas.db.labels import feature_labels
 from atlas.store.queries import evidence, features, overview
 from atlas.store.queries.overview import SaeRef
 
@@ -32,13 +32,12 @@ def _rows(
     by_sae: dict[str, list[int]] = {}
     for sae, feature, _ in others:
         by_sae.setdefault(sae, []).append(feature)
-    stats, kinds, labels = {}, {}, {}
+    stats, kinds = {}, {}
+    labels = feature_labels(scope.settings, by_sae, annotator=whose, alone=whose is not None)
     for sae, ids in by_sae.items():
         asked = tuple(sorted(set(ids)))
         stats[sae] = scope.ask(features.summaries, sae, asked)
         kinds[sae] = scope.ask(evidence.families, sae, asked) if whose is None else {}
-        notes = annotations.list_features(scope.settings, sae, annotator=whose)
-        labels[sae] = {note.feature: note.label for note in notes if note.label}
     rows = []
     for sae, feature, values in others:
         stat = stats[sae].get(feature, {})
@@ -48,7 +47,7 @@ def _rows(
                 "href": navigation.href("feature", sae=sae, feature=feature),
                 "sae": "" if sae == ref.sae else sae,
                 "feature": feature,
-                "label": labels[sae].get(feature, ""),
+                "label": labels.get((sae, feature), ""),
                 "values": values,
                 "density": stat.get("density"),
                 "token": None if token is None else texts.text(token),

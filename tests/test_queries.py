@@ -7,7 +7,7 @@ import pytest
 
 from atlas.errors import StoreError
 from atlas.store.connection import cursor, open_release
-from atlas.store.queries import examples, features, heads, overview
+from atlas.store.queries import examples, features, heads, overview, shares
 from tests.synthetic import build_synthetic_release, synthetic_rows
 
 SIZE = {"seed": 3, "n_layers": 2, "n_heads": 4, "d_sae": 32, "n_blocks": 24, "context": 24}
@@ -116,6 +116,30 @@ def test_share_scatter_and_its_correlation(con, rows):
     by_hand = np.corrcoef(*ranks)[0, 1]
     assert heads.rank_correlation(table, "decoder_share", "fve") == pytest.approx(by_hand)
     assert heads.rank_correlation(table.slice(0, 2), "decoder_share", "fve") is None
+
+
+def test_points_are_the_largest_and_correlations_are_of_all(con, rows):
+    table = heads.share_scatter(con, Z1, 2)
+    every = table.to_pylist()
+    also = every[-1]["feature"]
+    found = shares.in_head(con, Z1, 2, (also,), 3)
+    expected = {also}
+    for name in heads.MEASURES:
+        known = [row for row in every if row[name] is not None]
+        expected |= {r["feature"] for r in sorted(known, key=lambda r: (-r[name], r["feature"]))[:3]}
+    assert found.table["feature"].to_pylist() == sorted(expected)
+    assert found.n == len(every) > len(expected)
+    pair = ("decoder_share", "fve")
+    assert found.correlations[pair] == heads.rank_correlation(table, *pair)
+    both = shares.in_two_heads(con, Z1, 2, 1)
+    other = {row["feature"]: row["decoder_share"] for row in heads.share_scatter(con, Z1, 1).to_pylist()}
+    assert both.table.num_rows == both.n == len(every)
+    for row, point in zip(every, both.table.to_pylist(), strict=True):
+        assert point == {
+            "feature": row["feature"],
+            "one": row["decoder_share"],
+            "other": other[row["feature"]],
+        }
 
 
 def test_feature_tables_hold_the_rows_of_that_feature_alone(con, rows):

@@ -6,13 +6,13 @@ from typing import Any
 import pyarrow as pa
 import streamlit as st
 
-from app import charts, families, head_near, navigation, state, style
+from app import charts, families, head_near, head_scatter, navigation, state, style
 from app.components import draw
 from app.components.payload import Texts
 from app.state import Scope
 from app.views.atlas import SHORT
 from atlas.errors import StoreError
-from atlas.store.queries import evidence, features, heads, near, overview
+from atlas.store.queries import evidence, features, heads, near, overview, shares
 from atlas.store.queries.overview import SaeRef
 
 KINDS = {"heads": "two heads", "saes": "two SAEs"}
@@ -114,13 +114,14 @@ def _shared(scope: Scope, one: tuple[int, int], other: tuple[int, int]) -> None:
     ref = scope.z_saes.get(one[0])
     if ref is None:
         return
-    both = [scope.ask(heads.share_scatter, ref.sae, place[1]) for place in (one, other)]
-    table = pa.table({"feature": both[0]["feature"], "one": both[0]["decoder_share"],
-                      "other": both[1]["decoder_share"],
-                      "chosen": pa.array([False] * both[0].num_rows, pa.bool_())})  # fmt: skip
+    points = scope.ask(shares.in_two_heads, ref.sae, one[1], other[1])
+    none = pa.array([False] * points.table.num_rows, pa.bool_())
     names = [f"decoder share in L{layer}H{head}" for layer, head in (one, other)]
-    charts.draw(table, charts.scatter(("one", names[0]), ("other", names[1])), 260, "shared",
-                "Decoder share of every feature in both heads")  # fmt: skip
+    charts.draw(points.table.append_column("chosen", none),
+                charts.scatter(("one", names[0]), ("other", names[1])), 260, "shared",
+                "Decoder share of features in both heads")  # fmt: skip
+    rho = style.number(points.correlations["one", "other"])
+    st.caption(f"Rank correlation {rho}. {head_scatter.of_all(points)}")
 
 
 def _saes(scope: Scope, left: Any, right: Any) -> None:

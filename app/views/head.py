@@ -4,17 +4,16 @@ import re
 from collections import Counter
 from typing import Any
 
-import pyarrow as pa
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import (
     blind,
-    charts,
     families,
     head_facts,
     head_measures,
     head_near,
+    head_scatter,
     moves,
     navigation,
     state,
@@ -27,6 +26,7 @@ from app.head_form import Place, asked_head, head_form, move
 from app.state import Scope
 from app.views.atlas import mini_map, progress_bar
 from atlas.db import annotations
+from atlas.db.labels import feature_labels
 from atlas.errors import StoreError
 from atlas.store.queries import evidence, examples, features, heads, overview
 from atlas.store.queries.heads import HeadFeature
@@ -119,15 +119,6 @@ def _jump(scope: Scope, place: Place) -> None:
     st.selectbox("Go to head", names, key="jump", on_change=jump, label_visibility="collapsed", width=110)
 
 
-def _labels(scope: Scope, sae: str, who: str, own: bool) -> dict[int, str]:
-    """Labels of features: the annotator's own, else anybody's."""
-    found: dict[int, str] = {}
-    for note in annotations.list_features(scope.settings, sae, annotator=who if own else None):
-        if note.label and (note.annotator == who or note.feature not in found):
-            found[note.feature] = note.label
-    return found
-
-
 Scoped = tuple[Scope, SaeRef, Place]
 
 
@@ -158,7 +149,7 @@ def card_data(at: Scoped, chosen: tuple[HeadFeature, ...], n: int, who: str) -> 
     texts = Texts(scope.ask(overview.vocabulary, ref.model))
     stats = scope.ask(features.summaries, ref.sae, ids)
     hidden = _hidden(scope, place, who)
-    labels = _labels(scope, ref.sae, who, hidden)
+    labels = feature_labels(scope.settings, {ref.sae: ids}, annotator=who, alone=hidden)
     kinds = {} if hidden else scope.ask(evidence.families, ref.sae, ids)
     told = families.rules(scope)
     kept, tokens = _examples(at, ids, n, texts), _logits(at, ids, texts)
@@ -168,7 +159,7 @@ def card_data(at: Scoped, chosen: tuple[HeadFeature, ...], n: int, who: str) -> 
         top = stat["top_head"]
         cards.append(
             {
-                "feature": one.feature, "rank": one.rank, "label": labels.get(one.feature, ""),
+                "feature": one.feature, "rank": one.rank, "label": labels.get((ref.sae, one.feature), ""),
                 "href": navigation.href("feature", sae=ref.sae, feature=one.feature, head=place.name),
                 "decoder_share": rounded(one.decoder_share), "fve": rounded(one.fve),
                 "dfa_share": rounded(one.dfa_share), "density": rounded(stat["density"]),
@@ -213,22 +204,7 @@ def _features(scope: Scope, ref: SaeRef, place: Place, who: str) -> None:
         st.info(f"No firing feature{of} of {state.plain(ref.sae)} {has}.")
         return
     draw.feature_cards("cards", card_data((scope, ref, place), chosen, n, who))
-    with st.expander("The measures side by side"):
-        _scatter(scope, ref, place, {one.feature for one in chosen})
-
-
-def _scatter(scope: Scope, ref: SaeRef, place: Place, chosen: set[int]) -> None:
-    shares = scope.ask(heads.share_scatter, ref.sae, place.head)
-    marks = pa.array([feature in chosen for feature in shares["feature"].to_pylist()], pa.bool_())
-    shares = shares.append_column("chosen", marks)
-    pairs = (("decoder_share", "fve"), ("decoder_share", "dfa_share"), ("fve", "dfa_share"))
-    for column, (x, y) in zip(st.columns(3), pairs, strict=True):
-        with column:
-            rho = heads.rank_correlation(shares, x, y)
-            names = heads.MEASURES[x], heads.MEASURES[y]
-            st.caption(f"{names[0]} and {names[1]}: rank correlation {style.number(rho)}")
-            charts.draw(shares, charts.scatter((x, names[0]), (y, names[1])), 190, f"scatter_{x}_{y}",
-                        f"{names[0]} against {names[1]} of every feature")  # fmt: skip
+    head_scatter.measures(scope, ref.sae, place.head, tuple(sorted(one.feature for one in chosen)))
 
 
 def render() -> None:

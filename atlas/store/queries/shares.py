@@ -1,0 +1,60 @@
+"""Features as points: each one's shares in one head or in two, the largest of very many.
+
+A layer of GPT-2 has tens of thousands of features, whose points would be one grey blot and megabytes on their
+way to the browser: drawn are those with the largest shares, while correlations are of all features.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from atlas.store.queries.heads import MEASURES, rank_correlation, share_scatter
+
+MOST = 600
+"""Features of largest share that are drawn, of each measure."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points to draw, how many features there are, and the rank correlations of all of them by pair."""
+
+    table: pa.Table
+    n: int
+    correlations: dict[tuple[str, str], float | None]
+
+
+def largest(table: pa.Table, columns: Sequence[str], most: int, also: Collection[int] = ()) -> pa.Table:
+    """Rows among the ``most`` largest of any column, and of some features; in their order. Ties go upwards.
+
+    >>> t = pa.table({"feature": [0, 1, 2, 3], "a": [0.1, 0.9, None, 0.2], "b": [0.5, 0.1, 0.3, 0.5]})
+    >>> largest(t, ["a", "b"], 1)["feature"].to_pylist(), largest(t, ["a"], 1, [2])["feature"].to_pylist()
+    ([0, 1], [1, 2])
+    """
+    keep = np.isin(table["feature"].to_numpy(), list(also))
+    for name in columns:
+        values = table[name].to_numpy().astype(np.float64)
+        known = np.flatnonzero(~np.isnan(values))
+        keep[known[np.argsort(-values[known], kind="stable")[:most]]] = True
+    return table.filter(pa.array(keep))
+
+
+def in_head(
+    con: duckdb.DuckDBPyConnection, sae: str, head: int, also: tuple[int, ...] = (), most: int = MOST
+) -> Points:
+    """Decoder share, FVE and DFA share of features in one head; features ``also`` are always among them."""
+    shares = share_scatter(con, sae, head)
+    rho = {pair: rank_correlation(shares, *pair) for pair in combinations(MEASURES, 2)}
+    return Points(largest(shares, list(MEASURES), most, also), shares.num_rows, rho)
+
+
+def in_two_heads(con: duckdb.DuckDBPyConnection, sae: str, one: int, other: int, most: int = MOST) -> Points:
+    """Decoder shares of one SAE's features in two heads: feature, one, other."""
+    found = [share_scatter(con, sae, head) for head in (one, other)]
+    columns = {"one": found[0]["decoder_share"], "other": found[1]["decoder_share"]}
+    table = pa.table({"feature": found[0]["feature"], **columns})
+    rho = {("one", "other"): rank_correlation(table, "one", "other")}
+    return Points(largest(table, ["one", "other"], most), table.num_rows, rho)
