@@ -9,11 +9,9 @@ import streamlit as st
 from app import charts, state, style
 from app.charts import Spec, axis
 from app.colours import BLUE, GREEN, ORANGE, PURPLE, RED, SKY
+from app.sql_schema import Known
 from atlas.db import saved
-from atlas.db.arrow import SCHEMAS
 from atlas.settings import Settings
-from atlas.store.views import VIEWS
-from atlas.tables import TABLES
 
 SHOWN_QUERIES = 12
 MOST_MARKS = 5_000
@@ -22,39 +20,33 @@ KINDS = {"bar": "bars", "line": "lines", "circle": "points"}
 _PALETTE = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY]
 
 
-def first_query(name: str) -> str:
+def first_query(table: Known) -> str:
     """A query that shows a table, a view or the annotations: its first rows, in the order of its key.
 
-    >>> print(first_query("pruning"))
+    >>> print(first_query(Known("pruning", "table", "One row per pruned SAE", ("sae",), ())))
     -- one row per pruned SAE
     SELECT *
     FROM pruning
     ORDER BY sae
     LIMIT 50
     """
-    if name in TABLES:
-        table = TABLES[name]
-        order = f"\nORDER BY {', '.join(table.key)}"
-        return f"-- one row per {table.row}\nSELECT *\nFROM {name}{order}\nLIMIT 50"
-    return f"SELECT *\nFROM {name}\nLIMIT 50"
+    order = f"\nORDER BY {', '.join(table.key)}" if table.key else ""
+    said = table.row[:1].lower() + table.row[1:].split(";")[0]
+    return f"-- {said}\nSELECT *\nFROM {table.name}{order}\nLIMIT 50"
 
 
-def every_table() -> list[str]:
-    """Tables, views and annotations that SQL can name."""
-    return [*TABLES, *(view.name for view in VIEWS), *SCHEMAS]
-
-
-def table_queries(fill: Callable[[str], None]) -> None:
+def table_queries(tables: tuple[Known, ...], fill: Callable[[str], None]) -> None:
     """A choice of tables; choosing one puts a query for it into the editor."""
+    known = {table.name: table for table in tables}
 
     def chosen() -> None:
         name = st.session_state["sql_table"]
         if name:
-            fill(first_query(name))
+            fill(first_query(known[name]))
             st.session_state["sql_table"] = None
 
     st.selectbox(
-        "A query for a table", every_table(), index=None, key="sql_table", on_change=chosen,
+        "A query for a table", list(known), index=None, key="sql_table", on_change=chosen,
         placeholder="choose a table",
     )  # fmt: skip
 

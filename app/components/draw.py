@@ -74,3 +74,12 @@ def feature_examples(key: str, data: dict[str, Any]) -> None:
 def related_features(key: str, data: dict[str, Any]) -> None:
     """Features near one feature, in groups; their links open the feature."""
     follow(_mount("related", key, data))
+
+
+def sql_complete(key: str, data: dict[str, Any]) -> None:
+    """Invisible: suggestions for the SQL editor; their list is part of the page, so that it can be named."""
+    mount = st.components.v2.component(
+        "head_atlas_complete", html='<div class="root"></div>', isolate_styles=False,
+        js=_read("common.js", "sql_words.js", "complete.js"), css=_read("complete.css"),
+    )  # fmt: skip
+    mount(key=key, data=data)

@@ -1,25 +1,22 @@
 """Questions of one's own: SQL over the release and the annotations, inside a sandbox."""
 
 import csv
-import html
 import io
-from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import streamlit as st
 
-from app import access, saved_view, sql_parts, state, style
+from app import access, saved_view, sql_errors, sql_parts, sql_schema, state, style
+from app.components import draw
+from app.sql_errors import Wrong
 from app.state import Scope
-from atlas.db.arrow import SCHEMAS, arrow_tables
+from atlas.db.arrow import arrow_tables
 from atlas.db.saved import note_query
 from atlas.errors import QueryError
-from atlas.store.sandbox import Result, prewarm, run_sql
+from atlas.store.sandbox import RESULT_BYTES, Result, prewarm, run_sql
 from atlas.store.studies import study_tables
-from atlas.store.study_tables import STUDY_TABLES
-from atlas.store.views import VIEWS
-from atlas.tables import TABLES, Column
 
 EXAMPLES = {
     "SAEs and their quality": "SELECT sae, l0, variance_explained, ce_recovered, alive\nFROM sae_summary\n"
@@ -46,11 +43,6 @@ EXAMPLES = {
     "What people wrote": "SELECT layer, head, annotator, label, semanticity, groupings, status\n"
     "FROM head_annotations\nORDER BY layer, head",
 }
-NOTE_TABLES = {
-    "head_annotations": "what each annotator says about each head",
-    "feature_annotations": "what each annotator says about features",
-    "annotation_history": "every save of an annotation",
-}
 
 
 def _fill(sql: str) -> None:
@@ -64,36 +56,7 @@ def _examples() -> None:
             st.button(name, on_click=_fill, args=(sql,), type="tertiary", key=f"example_{name}")
 
 
-def _details(name: str, meaning: str, columns: Iterable[tuple[str, str]]) -> str:
-    """One table that unfolds, as HTML; every text escaped."""
-    lines = "".join(f"<dt>{html.escape(c)}</dt><dd>{html.escape(said)}</dd>" for c, said in columns)
-    told = f"<summary>{html.escape(name)}<span>{html.escape(meaning)}</span></summary>"
-    return f"<details>{told}<dl>{lines}</dl></details>"
-
-
-@st.cache_resource(show_spinner=False)
-def schema_html() -> str:
-    """Tables, views and notes with their columns and what these mean."""
-    parts = []
-    for table in (*TABLES.values(), *STUDY_TABLES.values()):
-        columns = [(c.name, _meaning(c)) for c in table.columns]
-        parts.append(_details(table.name, f"one row per {table.row}", columns))
-    parts += [_details(view.name, "view", [("", view.meaning)]) for view in VIEWS]
-    for name, meaning in NOTE_TABLES.items():
-        parts.append(_details(name, meaning, [(f.name, _kind(f.type)) for f in SCHEMAS[name]]))
-    return f"<div class='ha-details'>{''.join(parts)}</div>"
-
-
-def _meaning(column: Column) -> str:
-    unit = f" [{column.unit}]" if column.unit else ""
-    return f"{column.meaning}{unit} · {_kind(column.type)}"
-
-
-def _kind(kind: pa.DataType) -> str:
-    return "list" if pa.types.is_list(kind) else str(kind)
-
-
-def _ask(scope: Scope, sql: str) -> Result | None:
+def _ask(scope: Scope, sql: str) -> Result | Wrong:
     settings = scope.settings
     try:
         with st.spinner("Asking"):
@@ -102,12 +65,31 @@ def _ask(scope: Scope, sql: str) -> Result | None:
                 seconds=settings.query_seconds, memory=settings.query_memory, rows=settings.query_rows,
             )  # fmt: skip
     except QueryError as error:
-        st.error("The query was not run, or did not finish.", icon=":material/error:")
-        # Not wrapped: the mark below a line points at the place that is wrong.
-        st.code(str(error), language=None)
-        return None
+        return Wrong(str(error), sql_errors.place(str(error), sql))
     finally:
         prewarm()
+
+
+def _go_to(place: sql_errors.Place) -> None:
+    """Let the editor select the place of the error."""
+    seq = (st.session_state.get("sql_goto") or {}).get("seq", 0) + 1
+    st.session_state["sql_goto"] = {**place._asdict(), "seq": seq}
+
+
+def _wrong(wrong: Wrong) -> None:
+    """What went wrong and where; what a bound that was met means."""
+    place = wrong.place
+    where = f" Line {place.line}, column {place.column}." if place else ""
+    st.error(f"The query was not run, or did not finish.{where}", icon=":material/error:")
+    # Not wrapped: the mark below a line points at the place that is wrong.
+    st.code(wrong.error, language=None)
+    if told := sql_errors.advice(wrong.error):
+        st.caption(told)
+    if place:
+        st.button(
+            "Show the place in the editor", key="sql_show_error", icon=":material/my_location:",
+            on_click=_go_to, args=(place,),
+        )  # fmt: skip
 
 
 def as_csv(table: pa.Table) -> bytes:
@@ -138,10 +120,23 @@ def _shown(table: pa.Table) -> pa.Table:
     return table.rename_columns(names)
 
 
-def _show(result: Result) -> None:
+def size_told(result: Result, most_rows: int) -> str:
+    """How much came back and how long it took; where a bound cut it, which.
+
+    >>> size_told(Result(pa.table({"a": [1, 2]}), True, 0.5), 2)
+    '2 rows x 1 columns in 0.50 s. There are more rows: at most 2 are shown and downloaded.'
+    """
     table = result.table
-    more = "; there are more rows, only these are shown" if result.truncated else ""
-    st.caption(f"{table.num_rows:,} rows x {table.num_columns} columns in {result.seconds:.2f} s{more}")
+    told = f"{table.num_rows:,} rows x {table.num_columns} columns in {result.seconds:.2f} s"
+    if not result.truncated:
+        return told
+    bound = f"{most_rows:,}" if table.num_rows >= most_rows else f"{RESULT_BYTES // 1_000_000} MB of them"
+    return f"{told}. There are more rows: at most {bound} are shown and downloaded."
+
+
+def _show(result: Result, most_rows: int) -> None:
+    table = result.table
+    st.caption(size_told(result, most_rows))
     height = min(640, 40 + 35 * max(1, table.num_rows))
     st.dataframe(_shown(table), hide_index=True, height=height, key="result")
     sql_parts.chart(_shown(table))
@@ -160,7 +155,8 @@ def _limits(scope: Scope) -> str:
     s = scope.settings
     return (
         f"One SELECT over release {scope.release.label} and the annotations, read only; at most "
-        f"{s.query_seconds:g} s, {s.query_memory} of memory and {s.query_rows:,} rows. Ctrl+Enter runs it."
+        f"{s.query_seconds:g} s, {s.query_memory} of memory and {s.query_rows:,} rows. Ctrl+Enter runs it, "
+        "Ctrl+Space suggests names."
     )
 
 
@@ -178,12 +174,15 @@ def render() -> None:
         saved_view.saved_questions("sql", st.session_state["sql"], _fill, can_save=access.can("annotate"))
         sql_parts.history(scope.settings, who, _fill)
         style.section("Tables", "click one for its columns")
-        sql_parts.table_queries(_fill)
-        st.html(schema_html())
+        known = sql_schema.tables(scope)
+        sql_parts.table_queries(known, _fill)
+        st.html(sql_schema.schema_html(known))
     with left:
         sql = st.text_area(
             "SQL", key="sql", height=190, label_visibility="collapsed", persist_state="session"
         )
+        goto = st.session_state.get("sql_goto")
+        draw.sql_complete("sql_words", {**sql_schema.suggestions(scope), "goto": goto})
         if st.button("Run", type="primary", icon=":material/play_arrow:", shortcut="Ctrl+Enter", key="run"):
             st.session_state["sql_run"] = sql
         asked = st.session_state.get("sql_run")
@@ -196,15 +195,15 @@ def render() -> None:
 
 
 def _answer(scope: Scope, sql: str) -> None:
-    """Show the result, asked again only when the query, the release or the notes have changed."""
+    """Show the result, asked again only when the query or the release has changed, or at the button."""
     key: tuple[Any, ...] = (sql, scope.release.digest)
     kept = st.session_state.get("sql_result")
     if kept is None or kept[0] != key or st.session_state.get("run"):
         kept = (key, _ask(scope, sql))
         st.session_state["sql_result"] = kept
-        if kept[1] is not None and access.can("annotate"):
+        if isinstance(kept[1], Result) and access.can("annotate"):
             note_query(scope.settings, state.annotator(scope.settings), sql)
-        if kept[1] is None:
-            st.session_state.pop("sql_result")
-    if kept[1] is not None:
-        _show(kept[1])
+    if isinstance(kept[1], Wrong):
+        _wrong(kept[1])
+    else:
+        _show(kept[1], scope.settings.query_rows)
