@@ -64,7 +64,7 @@ WHOLE_NUMBERS = st.lists(st.integers(-50, 50), min_size=12, max_size=12).filter(
 @given(st.lists(WHOLE_NUMBERS, min_size=1, max_size=3))
 def test_largest_stops_at_95_percent(rows):
     dense = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 3, 4)
-    index, value, count = largest(dense)
+    index, value, count, _ = largest(dense, np.full(len(rows), 3))
     for i, row in enumerate(rows):
         n = int(count[i])
         kept = value[i, :n].tolist()
@@ -73,17 +73,31 @@ def test_largest_stops_at_95_percent(rows):
         assert len(set(index[i, :n].tolist())) == n
 
 
-@pytest.mark.parametrize("size", [40, 1536, 5000])
-def test_largest_is_the_same_choice_on_a_gpu(size):
-    flat = torch.randn(6, size, generator=torch.Generator().manual_seed(size))
-    flat[:, ::7] = flat[:, :1]
-    on_gpu, here = dfa._largest_on_gpu(flat, 32), dfa._largest_magnitudes(flat.numpy(), 32)
-    assert np.array_equal(np.sort(on_gpu, 1), np.sort(here, 1))
+@pytest.mark.parametrize("shape", [(2, 20), (12, 128), (5, 1000)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_largest_and_best_against_a_sort_of_everything(shape, seed):
+    """Ties go to the lower head, then source; what lies after the position is not looked at."""
+    rng = np.random.default_rng(seed)
+    heads, key = shape
+    dense = (rng.standard_normal((9, heads, key)) * rng.integers(0, 3, (9, heads, key))).astype(np.float32)
+    dense[1] = -np.abs(dense[1])
+    dense[2, :, ::3], dense[3] = dense[2, :1, :1], 1.5  # many ties, and nothing but ties
+    dense[4, 0, :40] = -np.linspace(50, 60, len(dense[4, 0, :40]))  # the largest 32 are negative, not all
+    position = np.array([key - 1, key // 2, key - 1, key - 1, key - 1, 0, 3, key // 3, 1])
+    found = largest(torch.from_numpy(dense), position)
+    for i, p in enumerate(position):
+        flat = np.where(np.arange(key) <= p, dense[i], 0).ravel()
+        order = np.argsort(-np.abs(flat), kind="stable")[: min(32, np.count_nonzero(flat))]
+        assert found.place[i, : len(order)].tolist() == order.tolist()
+        assert found.value[i, : len(order)].tolist() == flat[order].tolist()
+        before = np.abs(flat[order].astype(np.float64)).cumsum() - np.abs(flat[order])
+        assert found.n[i] == (before < 0.95 * np.abs(flat.astype(np.float64)).sum()).sum()
+        assert found.best[i] == (flat.argmax() if flat.max() > 0 else -1)
 
 
 def test_largest_keeps_at_most_32():
     dense = torch.linspace(1, 2, 60).reshape(1, 3, 20)
-    index, value, count = largest(dense)
+    index, value, count, _ = largest(dense, np.array([19]))
     assert count.tolist() == [32]
     assert index[0].tolist() == list(range(59, 27, -1))
     assert value[0].tolist() == dense.flatten()[index[0]].tolist()
@@ -92,7 +106,8 @@ def test_largest_keeps_at_most_32():
 def test_largest_of_one_and_of_nothing():
     dense = torch.zeros(2, 2, 3)
     dense[1, 1, 0] = -4
-    index, value, count = largest(dense)
+    index, value, count, best = largest(dense, np.array([2, 2]))
+    assert best.tolist() == [-1, -1]
     assert count.tolist() == [0, 1]
     assert (index[1, 0].item(), value[1, 0].item()) == (3, -4.0)
 
@@ -375,7 +390,7 @@ def sums_of(parts) -> DFASums:
     sums = DFASums(4, 2)
     for feature, position, tokens, dense in parts:
         matched = matched_prefix(tokens, position, dense.max(1).argmax(1))
-        sums.update(feature, position, tokens, torch.from_numpy(dense), matched)
+        sums.update(feature, position, tokens, dense, matched)
     return sums
 
 

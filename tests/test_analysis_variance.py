@@ -45,8 +45,11 @@ def by_hand(x, W, fires) -> np.ndarray:
     return out
 
 
+@pytest.mark.parametrize("way", ["_by_loop", "_by_product"])
 @pytest.mark.parametrize("batches", [1, 3])
-def test_active_shares_against_covariances(batches):
+def test_active_shares_against_covariances(batches, way, monkeypatch):
+    """Either way, that of a CPU and that of a GPU."""
+    monkeypatch.setattr(ActiveShares, "_by_loop", getattr(ActiveShares, way))
     x, W, fires = inputs(0, 90)
     found = shares_of(x, W, fires, batches).finish()
     np.testing.assert_allclose(found, by_hand(x, W, fires), atol=2e-5)

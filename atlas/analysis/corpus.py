@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from atlas.analysis.acts import FeatureActs, Floats, Ints, first_of_runs, rank_in_runs, sorted_within
+from atlas.analysis.acts import FeatureActs, Floats, Ints, first_of_runs, sorted_within
 from atlas.analysis.text import Text
+from atlas.kernels.features import count_positions, strongest_labels
 
 N_BINS, N_LOG_BINS, N_TOP, N_STRONG, N_TOKENS = 50, 30, 2000, 200, 50
 DECILES = np.linspace(0, 1, 11)
@@ -119,9 +120,9 @@ def positions(acts: FeatureActs) -> Columns:
 
 def _strongest_positions(acts: FeatureActs) -> Ints:
     """How many of a feature's 2000 strongest tokens are at each position, [d_sae, context]."""
-    top = acts.strongest_first[acts.rank < N_TOP]
-    key = acts.feature[top] * acts.context + acts.position[top]
-    return np.bincount(key, minlength=acts.d_sae * acts.context).reshape(acts.d_sae, acts.context)
+    n = np.zeros((acts.d_sae, acts.context), np.int64)
+    count_positions(acts.starts, acts.strongest_first, acts.position, N_TOP, n)
+    return n
 
 
 def position_traits(acts: FeatureActs) -> Columns:
@@ -186,38 +187,34 @@ def token_stats(acts: FeatureActs, text: Text) -> Columns:
     occurrences at the places where it was looked for.
     """
     has_next = acts.position < acts.context - 1
-    at = _token_rows(acts.feature, text.token(acts.token), acts.value, text.occurrences(1), acts.d_sae)
-    after = text.token(acts.token[has_next] + 1)
-    following = _token_rows(
-        acts.feature[has_next], after, acts.value[has_next], text.occurrences(2), acts.d_sae
-    )
+    after = np.full(len(acts.token), -1)
+    after[has_next] = text.token(acts.token[has_next] + 1)
+    at = _token_rows(acts, text.token(acts.token), text.occurrences(1))
+    following = _token_rows(acts, after, text.occurrences(2))
     role = np.repeat(["at", "next"], [len(at["feature"]), len(following["feature"])])
     both = {name: np.concatenate([at[name], following[name]]) for name in at}
     order = np.argsort(both["feature"] * 2 + (role == "next"), kind="stable")
     return {"role": role[order], **{name: column[order] for name, column in both.items()}}
 
 
-def _token_rows(feature: Ints, token: Ints, value: npt.NDArray, occurrences: Ints, d_sae: int) -> Columns:
-    order = sorted_within(feature, token, d_sae, max(len(occurrences) - 1, 1).bit_length())
-    feature, token, value = feature[order], token[order], value[order]
-    starts = _first_of_pairs(feature, token)
-    total = _sums(value, starts).astype(np.float32)
-    largest = np.maximum.reduceat(value, starts) if len(starts) else value
-    n = np.diff(np.concatenate([starts, [len(order)]]))
-    firings = np.bincount(feature, minlength=d_sae)
-    of, token = feature[starts], token[starts]
-    best = sorted_within(of, np.uint32(0x7FFFFFFF) - total.view(np.uint32), d_sae, 31)
-    best = best[rank_in_runs(of[best]) < N_TOKENS]
-    of, token = of[best], token[best]
+def _token_rows(acts: FeatureActs, label: Ints, occurrences: Ints) -> Columns:
+    """The strongest tokens of every feature, each activation labelled with a token, or -1 for none."""
+    shape = (acts.d_sae, N_TOKENS)
+    token, n = np.empty(shape, np.int64), np.empty(shape, np.int64)
+    total, largest = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    strongest_labels(acts.starts, label, acts.value, len(occurrences), token, n, total, largest)
+    feature, rank = np.nonzero(n)
+    token, n = token[feature, rank], n[feature, rank]
+    firings = np.bincount(acts.feature[label >= 0], minlength=acts.d_sae)
     return {
-        "feature": of,
-        "rank": rank_in_runs(of),
+        "feature": feature,
+        "rank": rank,
         "token": token,
-        "n_active": n[best],
-        "sum_activation": total[best],
-        "max_activation": largest[best],
-        "precision": n[best] / firings[of],
-        "recall": n[best] / np.maximum(occurrences[token], 1),
+        "n_active": n,
+        "sum_activation": total[feature, rank],
+        "max_activation": largest[feature, rank],
+        "precision": n / firings[feature],
+        "recall": n / np.maximum(occurrences[token], 1),
     }
 
 

@@ -30,6 +30,7 @@ from atlas.analysis.dfa_sums import DFASums, matched_prefix
 from atlas.analysis.examples import TOP
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
+from atlas.kernels.sources import MOST_SOURCES, keep_largest
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
 from atlas.lm.runtime import batch_of, lanes
@@ -37,8 +38,7 @@ from atlas.progress import Progress
 from atlas.sae.model import SAE
 from atlas.sites import Site
 
-MOST_SOURCES, COVERED = 32, 0.95
-BATCH_BLOCKS, _INDEX_BITS = 16, 11
+BATCH_BLOCKS = 16
 _TOGETHER = 8
 """Blocks whose examples are worked on together: each call then has enough to do."""
 
@@ -79,8 +79,8 @@ class Reading(NamedTuple):
     directions: Float[Tensor, "d_sae heads d_head"]
     offset: Float[Tensor, " d_sae"]
     """What the linear part holds beside z: b_O . W_enc of an SAE on attn_out."""
-    W_enc: Float[Tensor, "d_sae d_in"]
-    """The directions in the SAE's own space."""
+    W_enc: Float[Tensor, "d_sae d_in"] | None
+    """The directions in the SAE's own space, where that is not z."""
 
 
 def reads_heads(sae: SAE) -> bool:
@@ -92,13 +92,13 @@ def reading_of(model: LanguageModel, sae: SAE) -> Reading:
     """The directions in z space through which an SAE on z or attn_out reads each head."""
     site, W = sae.info.site, attribution_directions(sae)
     heads, d_head = tuple(range(model.shape.n_heads)), model.shape.d_head
-    offset = W.new_zeros(sae.d_sae)
+    offset, own = W.new_zeros(sae.d_sae), None
     if site.kind == "attn_out":
+        own = W.T.contiguous()
         offset = model.b_O(site.layer) @ W
         W = model.W_O(site.layer).flatten(0, 1) @ W
     elif site.head is not None:
         heads = (site.head,)
-    own = attribution_directions(sae).T.contiguous()
     return Reading(heads, W.T.reshape(sae.d_sae, len(heads), d_head).contiguous(), offset, own)
 
 
@@ -136,67 +136,29 @@ def _dense(
 
 
 class Largest(NamedTuple):
-    """Places in head x source and values [n, kept] of the largest contributions, and how many are kept."""
+    """Places in head x source and values [n, 32] of the largest contributions, and how many are kept."""
 
     place: Ints
     value: npt.NDArray[np.float32]
     n: Ints
+    best: Ints
+    """The place of the largest positive contribution; -1 where there is none."""
 
 
-def largest(dense: Float[Tensor, "n heads key"]) -> Largest:
+def largest(dense: Float[Tensor, "n heads key"], position: Ints) -> Largest:
     """The largest contributions by magnitude, largest first; ties go to the lower head, then source.
 
-    As many as reach 95 % of the absolute sum, at most 32; exact zeros never count.
+    As many as reach 95 % of the absolute sum, at most 32; exact zeros never count. Sources after an
+    example's position contribute nothing and are not looked at.
 
-    >>> index, value, count = largest(torch.tensor([[[3.0, -4.0, 0.25, 0.0]]]))
-    >>> index[0, :2].tolist(), value[0, :2].tolist(), count.tolist()
-    ([1, 0], [-4.0, 3.0], [2])
+    >>> found = largest(torch.tensor([[[3.0, -4.0, 0.25, 0.0]]]), np.array([3]))
+    >>> found.place[0, :2].tolist(), found.value[0, :2].tolist(), found.n.tolist(), found.best.tolist()
+    ([1, 0], [-4.0, 3.0], [2], [0])
     """
-    flat = dense.flatten(1)
-    total = flat.abs().sum(1).cpu().numpy()
-    width = min(MOST_SOURCES, flat.shape[1])
-    values = flat.cpu().numpy()
-    index = _largest_on_gpu(flat, width) if flat.is_cuda else _largest_magnitudes(values, width)
-    row = np.arange(len(values))[:, None]
-    index.sort(axis=1)
-    value = values[row, index]
-    order = np.argsort(-np.abs(value), axis=1, kind="stable")
-    index, value = index[row, order], value[row, order]
-    needed = (np.abs(value).cumsum(1) < COVERED * total[:, None]).sum(1) + 1
-    return Largest(index, value, np.minimum(needed, (value != 0).sum(1)))
-
-
-def _largest_magnitudes(values: npt.NDArray[np.float32], width: int) -> Ints:
-    """Indices of the ``width`` entries of largest magnitude in each row, in no order.
-
-    Magnitude and index are packed into one integer, because a partition of integers takes a quarter of the
-    time of one of indices. Where both fit into 32 bits, magnitudes that agree in their leading 12 binary
-    digits count as equal: finer than the steps in which contributions are stored.
-    """
-    size = values.shape[1]
-    bits = max(size - 1, 1).bit_length()
-    if bits <= _INDEX_BITS:
-        key = values.view(np.uint32) & np.uint32((0x7FFFFFFF >> _INDEX_BITS) << _INDEX_BITS)
-    else:
-        key = (values.view(np.uint32) & np.uint32(0x7FFFFFFF)).astype(np.uint64) << np.uint64(bits)
-    key |= np.arange(size - 1, -1, -1, dtype=key.dtype)
-    mask = (1 << max(bits, _INDEX_BITS)) - 1
-    key.partition(size - width, axis=1)
-    top = key[:, size - width :]
-    return size - 1 - (top & key.dtype.type(mask)).astype(np.int64)
-
-
-def _largest_on_gpu(flat: Float[Tensor, "n m"], width: int) -> Ints:
-    """The same choice as ``_largest_magnitudes``."""
-    size = flat.shape[1]
-    bits = max(size - 1, 1).bit_length()
-    magnitude = flat.contiguous().view(torch.int32).long() & 0x7FFFFFFF
-    if bits <= _INDEX_BITS:
-        magnitude &= ~((1 << _INDEX_BITS) - 1)
-    shift = 0 if bits <= _INDEX_BITS else bits
-    key = (magnitude << shift) | torch.arange(size - 1, -1, -1, device=flat.device)
-    top = key.topk(width, dim=1).values & ((1 << max(bits, _INDEX_BITS)) - 1)
-    found: Ints = (size - 1 - top).cpu().numpy()
+    n = len(dense)
+    place, value = np.empty((n, MOST_SOURCES), np.int64), np.empty((n, MOST_SOURCES), np.float32)
+    found = Largest(place, value, np.empty(n, np.int64), np.empty(n, np.int64))
+    keep_largest(dense.float().cpu().numpy(), position, *found)
     return found
 
 
@@ -259,43 +221,32 @@ class DFAPass:
         feature, position, at = (
             torch.from_numpy(part).to(seen.x.device) for part in (kept.feature, kept.position, block)
         )
-        dense = _dense(reading.directions[feature], position, block, seen)
+        directions = reading.directions[feature]
+        dense = _dense(directions, position, block, seen)
         x = seen.x[at, position].float()
-        linear, offset = (x * reading.W_enc[feature]).sum(1), reading.offset[feature]
+        own = directions.flatten(1) if reading.W_enc is None else reading.W_enc[feature]
+        linear, offset = torch.linalg.vecdot(x, own), reading.offset[feature]
         scale, bias = sae.scale(x), sae.bias_term[feature]
         if scale is not None:
             size = scale.size[:, 0]
             dense, linear, offset = dense / size[:, None, None], linear / size, offset / size
-        largest_of = largest(dense)
-        strongest = _strongest(largest_of, dense, np.array(reading.heads))
+        dense = dense.cpu()
+        found = _named(largest(dense, kept.position), np.array(reading.heads), dense.shape[2])
         text = seen.tokens[block]
-        matched = matched_prefix(text, kept.position, strongest[1])
-        self.rows[number].add(
-            kept,
-            Split(dense.sum(2), bias + offset, linear + bias),
-            (*strongest, matched),
-            _named(largest_of, np.array(reading.heads), dense.shape[2]),
-        )
-        top = kept.is_top
-        if top.any():
-            chosen = dense[torch.from_numpy(top).to(dense.device)]
+        matched = matched_prefix(text, kept.position, found.top_source)
+        self.rows[number].add(kept, Split(dense.sum(2), bias + offset, linear + bias), found, matched)
+        top = np.flatnonzero(kept.is_top)
+        if len(top):
+            chosen = dense[torch.from_numpy(top)].numpy()
             self.sums[number].update(kept.feature[top], kept.position[top], text[top], chosen, matched[top])
-
-
-def _strongest(found: Largest, dense: Float[Tensor, "n heads key"], heads: Ints) -> tuple[Ints, Ints]:
-    """Head and source of the largest positive contribution; -1 where there is none."""
-    at, row = (found.value > 0).argmax(1), np.arange(len(found.value))
-    index, positive = found.place[row, at], found.value[row, at] > 0
-    # Where all that is kept is negative, the largest positive one is farther down.
-    if not positive.all():
-        rest = dense.flatten(1)[torch.from_numpy(~positive).to(dense.device)]
-        index[~positive] = rest.argmax(1).cpu().numpy()
-        positive[~positive] = (rest.amax(1) > 0).cpu().numpy()
-    head, source = np.divmod(index, dense.shape[2])
-    return np.where(positive, heads[head], -1), np.where(positive, source, -1)
 
 
 def _named(found: Largest, heads: Ints, key: int) -> Sources:
     """The largest contributions by head and source."""
     head, source = np.divmod(found.place, key)
-    return Sources(heads[head], source, found.value, found.n)
+    top_head, top_source = np.divmod(found.best, key)
+    some = found.best >= 0
+    return Sources(
+        heads[head], source, found.value, found.n,
+        np.where(some, heads[top_head], -1), np.where(some, top_source, -1),
+    )  # fmt: skip

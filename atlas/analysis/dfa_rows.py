@@ -18,6 +18,7 @@ from atlas.analysis.acts import Ints
 from atlas.analysis.arrays import open_arrays, save_arrays
 from atlas.analysis.examples import GROUPS
 from atlas.errors import StoreError
+from atlas.kernels.sources import gather_runs
 from atlas.tables import SOURCES
 
 FULL_WEIGHT = 1023
@@ -40,13 +41,15 @@ class Rows(NamedTuple):
 
     def sorted(self) -> "Rows":
         """In the order of the table's key."""
-        order = np.lexsort((self.rows["rank"], self.rows["code"], self.rows["feature"]))
-        counts = self.rows["n_sources"].astype(np.int64)
-        starts = counts.cumsum() - counts
-        moved = counts[order]
-        within = np.arange(moved.sum()) - np.repeat(moved.cumsum() - moved, moved)
-        sources = self.sources[np.repeat(starts[order], moved) + within]
-        return Rows(self.rows[order], self.by_head[order], sources)
+        rows = self.rows
+        key = (rows["feature"].astype(np.int64) * len(GROUPS) + rows["code"]) << 16 | rows["rank"]
+        order = np.argsort(key)
+        counts = rows["n_sources"].astype(np.int64)
+        sources = np.empty_like(self.sources)
+        # As numbers of two bytes, three to a source.
+        flat, out = self.sources.view(np.int16), sources.view(np.int16)
+        gather_runs(flat, 3 * (counts.cumsum() - counts)[order], 3 * counts[order], out)
+        return Rows(rows[order], self.by_head[order], sources)
 
 
 class Split(NamedTuple):
@@ -64,6 +67,9 @@ class Sources(NamedTuple):
     source: Ints
     value: npt.NDArray[np.float32]
     n: Ints
+    top_head: Ints
+    """Of the largest positive contribution; -1 where there is none."""
+    top_source: Ints
 
 
 class DFARows:
@@ -74,21 +80,16 @@ class DFARows:
             Rows(np.empty(0, _ROW), np.empty((0, n_heads), np.float32), np.empty(0, _SOURCE))
         ]
 
-    def add(
-        self,
-        kept: Any,
-        split: Split,
-        strongest: tuple[Ints, Ints, Ints],
-        largest: Sources,
-    ) -> None:
-        """Add examples: how they split, head, source and prefix of the strongest source, and the largest."""
-        head, source, value, count = largest
+    def add(self, kept: Any, split: Split, largest: Sources, matched: Ints) -> None:
+        """Add examples: how they split, their largest contributions, and the strongest one's prefix."""
+        head, source, value, count = largest[:4]
         rows = np.empty(len(count), _ROW)
         rows["feature"], rows["code"], rows["rank"] = kept.feature, kept.code, kept.rank
         rows["block"] = kept.block
         rows["bias"] = split.bias_term.cpu().numpy()
         rows["pre"] = split.pre_activation.cpu().numpy()
-        rows["top_head"], rows["top_source"], rows["matched"] = strongest
+        rows["top_head"], rows["top_source"] = largest.top_head, largest.top_source
+        rows["matched"] = matched
         rows["unit"] = np.abs(value[:, 0]) / np.float32(FULL_WEIGHT)
         rows["n_sources"] = count
         used = np.arange(head.shape[1]) < count[:, None]

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
 
 from atlas.analysis.acts import Ints, first_of_runs
 from atlas.analysis.arrays import UNREADABLE
 from atlas.errors import StoreError
+from atlas.kernels.attribution import add_by_distance, add_by_head
+from atlas.kernels.sources import count_matched
 from atlas.tables import DFA_SHARES
 
 LOCAL, LONG_RANGE = 8, 32
@@ -44,28 +44,14 @@ def matched_prefix(tokens: Ints, position: Ints, source: Ints) -> Ints:
     >>> matched_prefix(tokens, np.array([6, 6, 5]), np.array([3, 2, 2])).tolist()
     [2, 0, 1]
     """
-    row, n = np.arange(len(position)), tokens.shape[-1]
-    tokens = np.broadcast_to(tokens, (len(position), n))
-    matched = np.zeros(len(position), np.int64)
-    going = (source >= 2) & (source < position)
-    for back in range(n):
-        at = source - 1 - back
-        going &= at >= 1
-        going &= tokens[row, np.maximum(at, 0)] == tokens[row, np.maximum(position - back, 0)]
-        if not going.any():
-            break
-        matched += going
+    matched = np.empty(len(position), np.int64)
+    count_matched(_each(tokens, len(position)), position, source, matched)
     return matched
 
 
-def token_masks(tokens: Ints, position: Ints) -> Bool[Tensor, "n key kinds"]:
-    """Which sources of each example are earlier copies of its token, and which follow one."""
-    n = len(position)
-    tokens = np.broadcast_to(tokens, (n, tokens.shape[-1]))
-    s, here = np.arange(tokens.shape[1]), tokens[np.arange(n), position][:, None]
-    earlier = (s > 0) & (s < position[:, None])
-    before = np.concatenate([np.full((n, 1), -1), tokens[:, :-1]], 1)
-    return torch.from_numpy(np.stack([earlier & (tokens == here), earlier & (s > 1) & (before == here)], 2))
+def _each(tokens: Ints, n: int) -> Ints:
+    """The tokens of each example's block, one row each."""
+    return np.ascontiguousarray(np.broadcast_to(tokens, (n, tokens.shape[-1])), dtype=np.int64)
 
 
 class DFASums:
@@ -81,23 +67,26 @@ class DFASums:
         self.bins = np.zeros((d_sae, 2, len(_LOWS)))
 
     def update(
-        self, feature: Ints, position: Ints, tokens: Ints, dense: Float[Tensor, "n heads key"], matched: Ints
+        self,
+        feature: Ints,
+        position: Ints,
+        tokens: Ints,
+        dense: Float[np.ndarray, "n heads key"],
+        matched: Ints,
     ) -> None:
         """Add top examples: tokens of their block (or of each one's), dense DFA, matched prefixes."""
-        parts = dense.sum(2).double().cpu().numpy()
+        n, key = len(feature), dense.shape[2]
+        parts = dense.sum(2).astype(np.float64)
         p = parts.sum(1)
         usable = p != 0
-        positive = dense.clamp_min(0)
-        sums, distance = _kinds(positive, tokens, position)
-        bins = _distance_bins(torch.stack([positive.sum(1), (positive - dense).sum(1)], 1), position)
-        self._add("n", feature, np.ones(len(feature), np.int64))
+        self._add("n", feature, np.ones(n, np.int64))
         self._add("n_matched", feature, (matched > 0).astype(np.int64))
         self._add("prefix", feature, matched)
         self._add("n_share", feature, usable.astype(np.int64))
         self._add("share", feature, parts * np.where(usable, 1 / np.where(usable, p, 1), 0)[:, None])
-        self._add("by_head", feature, sums)
-        self._add("distance", feature, distance)
-        self._add("bins", feature, bins)
+        add_by_head(dense, _each(tokens, n), position, feature, self.by_head, self.distance)
+        bin_of = np.searchsorted(DISTANCES, np.arange(key), side="right")
+        add_by_distance(dense, position, feature, bin_of, self.bins)
 
     def _add(self, name: str, feature: Ints, values: npt.NDArray) -> None:
         """Add rows of values to the features' sums; a feature may come more than once."""
@@ -171,42 +160,6 @@ class DFASums:
         except UNREADABLE as error:
             raise StoreError(f"sums of attributions in {str(path)!r} cannot be read: {error}") from None
         return found
-
-
-def _kinds(
-    positive: Float[Tensor, "n heads key"], tokens: Ints, position: Ints
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sums of positive DFA over each kind of source [n, heads, kinds], and over distances [n, heads]."""
-    n, key = len(position), positive.shape[2]
-    p = torch.from_numpy(position).to(positive.device)
-    back = (p[:, None] - torch.arange(key, device=p.device)).clamp_min(0)
-    far = back * (torch.arange(key, device=p.device) > 0)
-    masks = token_masks(tokens, position).to(positive)
-    same, after, distance = (positive @ torch.cat([masks, far[..., None].to(masks)], 2)).unbind(2)
-    row, total = torch.arange(n, device=p.device), positive.sum(2)
-    found = {
-        "bos": positive[:, :, 0],
-        "current": positive[row, :, p],
-        "previous": positive[row, :, (p - 1).clamp_min(0)] * (p > 1)[:, None],
-        "same_token": same,
-        "after_match": after,
-        "not_bos": total - positive[:, :, 0],
-        "all": total,
-    }
-    sums = torch.stack([found[name] for name in _SOURCES], 2)
-    return sums.double().cpu().numpy(), distance.double().cpu().numpy()
-
-
-def _distance_bins(totals: Float[Tensor, "n 2 key"], position: Ints) -> npt.NDArray[np.float64]:
-    """Sums over the sources in each bin of distance, [n, 2, bins]; BOS has the first."""
-    values = totals.double().cpu().numpy()
-    # Bins of distance are runs of sources, so differences of running sums give them.
-    running = np.concatenate([np.zeros((*values.shape[:2], 1)), values[:, :, 1:].cumsum(2)], 2)
-    last = np.clip(position[:, None] - _LOWS[1:], 0, None)
-    first = np.clip(position[:, None] - _HIGHS[1:], 1, None)
-    row, which = np.arange(len(position))[:, None], slice(None)
-    found = running[row, which, last] - running[row, which, np.minimum(first - 1, last)]
-    return np.concatenate([values[:, :, :1], found.transpose(0, 2, 1)], 2)
 
 
 def _ratio(part: npt.NDArray, whole: npt.NDArray) -> npt.NDArray[np.float64]:

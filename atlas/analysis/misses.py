@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from atlas.analysis.acts import rank_in_runs
 from atlas.analysis.arrays import UNREADABLE
 from atlas.analysis.examples import N_NEGATIVE, Misses
 from atlas.errors import StoreError
+from atlas.kernels.misses import first_places, insert
 
 
 class NearMisses:
@@ -40,8 +40,7 @@ class NearMisses:
         block, feature = (best > least).nonzero(as_tuple=True)
         if not len(block):
             return
-        position = pre[block, :, feature].argmax(1) + 1
-        token = (block + first_block) * self.context + position
+        token = (block + first_block) * self.context + _first_places(pre, best, block, feature) + 1
         self._add(feature.cpu().numpy(), token.cpu().numpy(), best[block, feature].cpu().numpy())
 
     def merge(self, other: "NearMisses") -> "NearMisses":
@@ -53,16 +52,7 @@ class NearMisses:
         return merged
 
     def _add(self, feature: np.ndarray, token: np.ndarray, pre: np.ndarray) -> None:
-        touched = np.unique(feature)
-        held, slot = np.nonzero(self.token[touched] >= 0)
-        feature = np.concatenate([touched[held], feature])
-        token = np.concatenate([self.token[touched][held, slot], token])
-        pre = np.concatenate([self.pre[touched][held, slot], pre])
-        order = np.lexsort((token, -pre, feature))
-        order = order[rank_in_runs(feature[order]) < self.n]
-        feature, rank = feature[order], rank_in_runs(feature[order])
-        self.token[touched], self.pre[touched] = -1, -np.inf
-        self.token[feature, rank], self.pre[feature, rank] = token[order], pre[order]
+        insert(self.pre, self.token, feature, token, pre)
 
     def finish(self, features: range) -> Misses:
         """The near misses of a range of features, numbered from its first."""
@@ -85,3 +75,17 @@ class NearMisses:
             raise StoreError(f"near misses in {str(path)!r} cannot be read: {error}") from None
         found.pre, found.token = pre, token
         return found
+
+
+def _first_places(
+    pre: Float[Tensor, "blocks positions d_sae"],
+    best: Float[Tensor, "blocks d_sae"],
+    block: Int[Tensor, " n"],
+    feature: Int[Tensor, " n"],
+) -> Int[Tensor, " n"]:
+    """Where in its block each feature first has its largest value."""
+    if pre.is_cuda:
+        return pre[block, :, feature].argmax(1)
+    place = np.empty(len(block), np.int64)
+    first_places(pre.numpy(), best.numpy(), block.numpy(), feature.numpy(), place)
+    return torch.from_numpy(place)

@@ -7,6 +7,7 @@ the tokens of the text, in one block. Sources: seed 002 (row C8), seed 003 (row 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -198,17 +199,18 @@ def _split(
     scale = sae.scale(x[at])
     size = torch.ones(len(at), device=x.device) if scale is None else scale.size[:, 0]
     dense, bias = dense / size[:, None, None], float(sae.bias_term[feature]) + reading.offset / size
-    kept, by_head = largest(dense), dense.sum(2)
+    where = np.array(positions)
+    kept, by_head = largest(dense, where), dense.sum(2)
     places = [divmod_all(row[:n].tolist(), dense.shape[2]) for row, n in zip(kept.place, kept.n, strict=True)]
     sources = [
         [
             (reading.heads[head], source, float(value))
-            for (head, source), value in zip(where, values, strict=False)
+            for (head, source), value in zip(row, values, strict=False)
         ]
-        for where, values in zip(places, kept.value, strict=True)
+        for row, values in zip(places, kept.value, strict=True)
     ]
-    top = [next((source for _, source, value in one if value > 0), None) for one in sources]
-    whole = tokens.cpu().numpy()
+    top = np.where(kept.best < 0, -1, kept.best % dense.shape[2])
+    matched = matched_prefix(tokens.cpu().numpy(), where, top)
     return [
         {
             "position": position,
@@ -216,8 +218,8 @@ def _split(
             "bias_term": float(bias[i]),
             "pre_activation": float(by_head[i].sum() + bias[i]),
             "sources": sources[i],
-            "top_source": top[i],
-            "matched_prefix": _matched(whole, position, top[i]),
+            "top_source": None if top[i] < 0 else int(top[i]),
+            "matched_prefix": int(matched[i]),
         }
         for i, position in enumerate(positions)
     ]
@@ -230,14 +232,3 @@ def divmod_all(places: Sequence[int], width: int) -> list[tuple[int, int]]:
     [(0, 0), (1, 1)]
     """
     return [divmod(place, width) for place in places]
-
-
-def _matched(tokens: Any, position: int, source: int | None) -> int:
-    if source is None:
-        return 0
-    row = tokens[None]
-    return int(matched_prefix(row, _one(position), _one(source))[0])
-
-
-def _one(value: int) -> Any:
-    return torch.tensor([value]).numpy()

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from atlas.analysis.arrays import UNREADABLE
 from atlas.errors import StoreError
+from atlas.kernels.shares import add_shares
 
 LEAST_ACTIVE = 10
 _SUMS = ("n", "p", "pp", "d", "dp")
@@ -116,14 +117,28 @@ class ActiveShares:
         offsets = F.pad(counts.cumsum(0), (1, 0))
         wide = p.double()
         of = feature[order]
-        found = [counts, *(part.new_zeros(d_sae).index_add_(0, of, part) for part in (wide, wide * wide))]
-        for weights in (None, p):
+        found = {"n": counts} | {
+            name: part.new_zeros(d_sae).index_add_(0, of, part)
+            for name, part in (("p", wide), ("pp", wide * wide))
+        }
+        for name, part in found.items():
+            self.sums[name] += part.cpu().numpy()
+        by_head = self._by_product if x.is_cuda else self._by_loop
+        by_head(x, row, p, offsets)
+
+    def _by_loop(self, x: Tensor, row: Tensor, p: Tensor, offsets: Tensor) -> None:
+        """Add the sums of d and of p d; tokens are sorted by feature."""
+        directions, sums = self.by_feature.numpy(), self.sums
+        add_shares(offsets.numpy(), row.numpy(), p.numpy(), x.numpy(), directions, sums["d"], sums["dp"])
+
+    def _by_product(self, x: Tensor, row: Tensor, p: Tensor, offsets: Tensor) -> None:
+        """The same on a GPU."""
+        for name, weights in (("d", None), ("dp", p)):
             total = F.embedding_bag(
                 row, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
             )
-            found.append((total * self.by_feature).reshape(d_sae, self.n_heads, -1).sum(2).double())
-        for name, part in zip(_SUMS, found, strict=True):
-            self.sums[name] += part.cpu().numpy()
+            of_heads = (total * self.by_feature).reshape(len(total), self.n_heads, -1).sum(2)
+            self.sums[name] += of_heads.double().cpu().numpy()
 
     def merge(self, other: "ActiveShares") -> "ActiveShares":
         """The sums of both texts together."""

@@ -1,0 +1,133 @@
+"""The largest of each example's contributions, and where its strongest source repeats the text before it."""
+
+import numpy as np
+import numpy.typing as npt
+
+from atlas.kernels.compiled import compiled
+
+MOST_SOURCES, COVERED = 32, 0.95
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+_LANES, _FEW = 64, 256
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_LOW = np.int64(0xFFFFFFFF)
+
+
+@compiled
+def _bound(bits: npt.NDArray[np.int32], n: int, lane: npt.NDArray[np.int32]) -> int:
+    """A magnitude that at least 32 of n entries reach, and few more: the smallest of 32 lanes' largest ones.
+
+    Magnitudes of floats are ordered like their bits. Zeros never reach it.
+    """
+    lane[:] = 0
+    whole = n - n % _LANES
+    for start in range(0, whole, _LANES):
+        for i in range(_LANES):
+            lane[i] = max(lane[i], bits[start + i])
+    for i in range(n - whole):
+        lane[i] = max(lane[i], bits[whole + i])
+    bound = np.int32(1)
+    for i in range(_LANES):
+        reaching = 0
+        for j in range(_LANES):
+            reaching += lane[j] >= lane[i]
+        bound = max(bound, lane[i] if reaching >= MOST_SOURCES else bound)
+    return int(bound)
+
+
+@compiled
+def _descending(packed: Ints, n: int, order: Ints) -> int:
+    """Put the largest of the first n numbers, largest first, into ``order``; how many there are.
+
+    Counting for each number how many are larger takes no branch that a processor has to guess.
+    """
+    kept = min(n, MOST_SOURCES)
+    if n > _FEW:
+        packed[:n].sort()
+        for rank in range(kept):
+            order[rank] = packed[n - 1 - rank]
+        return kept
+    for i in range(n):
+        larger = 0
+        for other in packed[:n]:
+            larger += other > packed[i]
+        if larger < MOST_SOURCES:
+            order[larger] = packed[i]
+    return kept
+
+
+@compiled
+def keep_largest(dense: Floats, last: Ints, place: Ints, value: Floats, count: Ints, best: Ints) -> None:
+    """Fill each row of ``place`` and ``value`` with the example's largest contributions, largest first.
+
+    dense [n, heads, key]; place = head * key + source. Only sources up to ``last`` are read. Ties go to the
+    lower place. ``count`` says how many reach 95 % of the absolute sum, zeros left out, at most 32. ``best``
+    is the place of the largest positive one, -1 where there is none.
+    """
+    n, heads, key = dense.shape
+    bits, packed = np.empty(heads * key, np.int32), np.empty(heads * key + 1, np.int64)
+    lane, order = np.empty(_LANES, np.int32), np.empty(MOST_SOURCES, np.int64)
+    for i in range(n):
+        sources, total = last[i] + 1, 0.0
+        for h in range(heads):
+            row = dense[i, h, :sources]
+            signed, magnitude = row.view(np.int32), bits[h * sources : (h + 1) * sources]
+            for s in range(len(row)):
+                magnitude[s] = signed[s] & _MAGNITUDE
+                total += abs(row[s])
+        size = heads * sources
+        bound, found = _bound(bits, size, lane), 0
+        for j in range(size):
+            packed[found] = (np.int64(bits[j]) << 32) | (_LOW - j)
+            found += bits[j] >= bound
+        kept = _descending(packed, found, order)
+        covered, count[i], best[i] = 0.0, 0, -1
+        for rank in range(MOST_SOURCES):
+            place[i, rank], value[i, rank] = 0, 0.0
+            if rank < kept:
+                at = np.uint32(_LOW - (order[rank] & _LOW))
+                head = at // np.uint32(sources)
+                source = at - head * np.uint32(sources)
+                here = dense[i, head, source]
+                place[i, rank], value[i, rank] = head * key + source, here
+                count[i] += covered < COVERED * total
+                covered += abs(here)
+                if here > 0 and best[i] < 0:
+                    best[i] = head * key + source
+        if best[i] < 0:  # whatever is kept is negative
+            best[i] = _largest_positive(dense[i], sources)
+
+
+@compiled
+def _largest_positive(dense: Floats, sources: int) -> int:
+    """The place of the largest positive entry, the first of equals; -1 if there is none."""
+    best, place = np.float32(0.0), -1
+    for h in range(len(dense)):
+        for s in range(sources):
+            if dense[h, s] > best:
+                best, place = dense[h, s], h * dense.shape[1] + s
+    return place
+
+
+@compiled
+def count_matched(tokens: npt.NDArray, position: Ints, source: Ints, out: Ints) -> None:
+    """How many tokens before each source repeat those up to each position; tokens [n, pos]."""
+    for i in range(len(position)):
+        p, s, n = position[i], source[i], 0
+        if 2 <= s < p:
+            while s - 1 - n >= 1 and tokens[i, s - 1 - n] == tokens[i, p - n]:
+                n += 1
+        out[i] = n
+
+
+@compiled
+def gather_runs(
+    values: npt.NDArray[np.int16], starts: Ints, counts: Ints, out: npt.NDArray[np.int16]
+) -> None:
+    """Write runs of values one after the other: ``counts[i]`` of them from ``starts[i]`` on."""
+    at = 0
+    for i in range(len(starts)):
+        for j in range(counts[i]):
+            out[at + j] = values[starts[i] + j]
+        at += counts[i]
