@@ -1,5 +1,6 @@
 """The form in which a person says what a feature stands for, and what other people say of it."""
 
+from collections.abc import Callable
 from functools import partial
 
 import streamlit as st
@@ -10,6 +11,7 @@ from app.components import draw
 from app.notes import Draft
 from app.state import Scope, plain
 from app.talk import talk
+from app.whole import whole
 from atlas.db import adjudication, annotations, vocabulary
 from atlas.db.models import INTERPRETABILITY
 from atlas.db.notes import LABEL_LENGTH, MOST_WORDS, NOTES_LENGTH, FeatureAnnotation
@@ -35,18 +37,37 @@ def next_open(scope: Scope, ref: SaeRef, number: int, who: str) -> int | None:
     return min(left, key=lambda one: (one < number, one), default=None)
 
 
+@whole
 def _go_open(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
     found = next_open(scope, ref, number, who)
     if found is not None:
         move(ref.sae, found)
 
 
+@whole
 def _finish(draft: Draft[FeatureAnnotation], onward: int | None) -> None:
     """Keep what is typed; go on to the next feature if that worked."""
     if onward is None and draft.is_blank() and draft.stored.version == 0:
         draft.put("error", "nothing was written about this feature yet; write a label or rate it first")
     elif draft.save() and onward is not None:
         move(draft.blank.sae, onward)
+
+
+def _acts(
+    draft: Draft[FeatureAnnotation], scope: Scope, ref: SaeRef, onward: int | None
+) -> dict[str, Callable[[], object]]:
+    """What the keys of the form do; the buttons beside it do the same."""
+    who, number = draft.blank.annotator, draft.blank.feature
+    acts: dict[str, Callable[[], object]] = {
+        "save": partial(_finish, draft, None), "undo": draft.undo, "redo": draft.redo,
+        "unseen": partial(_go_open, scope, ref, number, who),
+    }  # fmt: skip
+    before, _ = scope.ask(features.alive_around, ref.sae, number)
+    if before is not None:
+        acts["before"] = partial(move, ref.sae, before)
+    if onward is not None:
+        acts |= {"after": partial(move, ref.sae, onward), "next": partial(_finish, draft, onward)}
+    return acts
 
 
 def _fields(draft: Draft[FeatureAnnotation], scope: Scope, ref: SaeRef) -> None:
@@ -117,17 +138,12 @@ def others(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
             st.text("\n".join(line for line in said.split("\n") if line.strip()))
 
 
-def _talk(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
-    with st.container(key="note-talk"):
-        talk(scope.settings, FeaturePlace(ref.sae, number), who)
-
-
 def feature_form(scope: Scope, ref: SaeRef, number: int, who: str, onward: int | None) -> None:
     """The form for one feature; every change is kept at once. ``onward`` is the next feature that fires."""
     if not access.can("annotate"):
         st.caption(READ_ONLY)
         others(scope, ref, number, "")
-        _talk(scope, ref, number, who)
+        talk(scope.settings, FeaturePlace(ref.sae, number), who)
         return
     draft = notes.feature_draft(scope.settings, ref.sae, number, who)
     draft.open()
@@ -135,7 +151,8 @@ def feature_form(scope: Scope, ref: SaeRef, number: int, who: str, onward: int |
         notes.show_state(draft)
         _fields(draft, scope, ref)
         _buttons(draft, onward, partial(_go_open, scope, ref, number, who))
-        draw.form_keys("typing", f"{ref.sae} {number}", "feature")
+        acts = _acts(draft, scope, ref, onward)
+        draw.form_keys("typing", f"{ref.sae} {number}", draft.prefix, acts, "feature")
         with st.container(key="note-beside"):
             one, two, three = st.columns(3)
         with one:
@@ -146,4 +163,4 @@ def feature_form(scope: Scope, ref: SaeRef, number: int, who: str, onward: int |
         with two:
             others(scope, ref, number, who)
         with three:
-            _talk(scope, ref, number, who)
+            talk(scope.settings, FeaturePlace(ref.sae, number), who)

@@ -1,6 +1,7 @@
 """The form in which a person says what a head does."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import streamlit as st
 
@@ -193,6 +194,15 @@ def _buttons(draft: Draft[HeadAnnotation], onward: Place) -> None:
     )  # fmt: skip
 
 
+def _acts(draft: Draft[HeadAnnotation], place: Place, onward: Place, unseen: Place) -> draw.Acts:
+    """What the keys of the form do; the buttons beside it do the same."""
+    return {
+        "save": partial(_finish, draft, None), "next": partial(_finish, draft, onward),
+        "before": partial(move, place.step(-1)), "after": partial(move, place.step(1)),
+        "unseen": partial(move, unseen), "undo": draft.undo, "redo": draft.redo,
+    }  # fmt: skip
+
+
 def _below(draft: Draft[HeadAnnotation], scope: Scope, place: Place, who: str) -> None:
     """What belongs to the note and is not typed into it: its state, undo, history, and other people."""
     _status(draft, who)
@@ -227,6 +237,9 @@ def head_form(scope: Scope, place: Place, who: str, done: frozenset[tuple[int, i
                     verdict_list(draft, scope, ref, place.head, who)
             _what_it_is(draft, scope)
             _how_sure(draft)
-        _buttons(draft, place.next_open({*done, (place.layer, place.head)}))
-        draw.form_keys("typing", place.name)
+        onward = place.next_open({*done, (place.layer, place.head)})
+        _buttons(draft, onward)
+        draw.form_keys(
+            "typing", place.name, draft.prefix, _acts(draft, place, onward, place.next_open({*done}))
+        )
         _below(draft, scope, place, who)

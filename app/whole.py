@@ -4,7 +4,8 @@ While a run goes on, Streamlit looks for a newer request of the browser whenever
 session state, and if there is one it stops the run right there. It does so in the middle of a callback, too,
 and does not call it again. A note would be stored and the session not know of it (so that its next save
 conflicts with itself), or a press of a button would be half done. Inside :func:`undisturbed` the newer
-request waits.
+request waits. (``atlas app`` turns off ``runner.fastReruns``, with which a newer request does not wait for
+anything but runs beside the older one.)
 """
 
 from collections.abc import Callable, Iterator

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from app.navigation import follow, go, href
+from app.whole import whole
 
 _FOLDER = Path(__file__).parent
 MORE = {"examples": ("save.js", "examples_bar.js")}
@@ -46,10 +47,32 @@ def heads_grid(key: str, data: dict[str, Any], model: str) -> None:
         go(href("head", model=model, head=f"L{clicked['layer']}H{clicked['head']}"))
 
 
-def form_keys(key: str, place: str, kind: str = "head") -> None:
-    """Invisible: the keys of the form about a head or feature; drawn after it, to tell when that is there."""
-    mount = st.components.v2.component("head_atlas_keys", js=_read("keys_feature.js", "keys.js"))
-    mount(key=key, data={"place": place, "kind": kind})
+Acts = Mapping[str, Callable[[], object]]
+"""What the keys of a form can ask for: save, next, before, after, unseen, undo, redo."""
+
+
+def form_keys(key: str, place: str, prefix: str, acts: Acts, kind: str = "head") -> None:
+    """Invisible: the keys of the form about a head or feature; drawn after it, to tell when that is there.
+
+    What a key asks for comes as a value with a number. It is done once, and only for the place that it was
+    asked for; the number goes back as the answer. ``prefix`` is what the keys of the widgets begin with.
+    """
+    answered = f"{key} answered"
+
+    @whole
+    def asked() -> None:
+        sent = st.session_state[key].get("asked") or {}
+        number = sent.get("seq", 0)
+        if number <= st.session_state.get(answered, 0):
+            return
+        st.session_state[answered] = number
+        if sent.get("at") == place and sent.get("do") in acts:
+            acts[sent["do"]]()
+
+    script = _read("keys_fields.js", "keys_hold.js", "keys_help.js", "keys_feature.js", "keys.js")
+    mount = st.components.v2.component("head_atlas_keys", js=script)
+    data = {"place": place, "kind": kind, "prefix": prefix, "does": list(acts)}
+    mount(key=key, data={**data, "answered": st.session_state.get(answered, 0)}, on_asked_change=asked)
 
 
 def verdict_list(key: str, data: dict[str, Any], changed: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ const FEATURE_KEYS = [
   ["e / w / t", "write the label / notes / tags"],
   ["1, 2, 3", "interpretable, partly, not interpretable"],
   ["x", "take the rating back"],
-  ["c", "write a comment"],
+  ["c", "write a comment; Ctrl+Enter there sends it"],
   ["z, Shift+z", "undo, redo"],
   ["Esc", "leave a field"],
   ["Ctrl+s", "save"],
@@ -17,23 +17,36 @@ const FEATURE_KEYS = [
 ];
 
 function rate(at) {
-  const buttons = [...(fresh(".st-key-note_rating")?.querySelectorAll("[role=radio]") || [])];
+  const buttons = [...(fresh(own("interpretability"))?.querySelectorAll("[role=radio]") || [])];
   const chosen = buttons.findIndex((one) => one.getAttribute("aria-checked") === "true");
   // A press on the chosen one would take it back, which is what x is for.
   if (at !== chosen) buttons[at === null ? chosen : at]?.click();
 }
 
 function comment() {
-  const box = fresh(".st-key-note-form .st-key-note-talk details");
+  const box = fresh(".st-key-note-talk details");
   if (!box) return;
   if (!box.open) box.querySelector("summary")?.click();
-  focusSoon(".st-key-note-talk textarea");
+  // What is typed until the field is there waits for it.
+  if (form.held) return;
+  const held = { keys: [], arrived: Date.now(), playing: true };
+  form.held = held;
+  focusSoon(".st-key-note-talk textarea").then(() => play(held));
 }
 
-// A field that is unfolded first needs a moment to be there.
+// In a comment, Ctrl+Enter sends it: until then it is kept nowhere else. False if no comment is being written.
+function sendComment() {
+  const active = deepActive();
+  if (!active?.closest?.(".st-key-note-talk")) return false;
+  leave(active);
+  fresh(".st-key-note-talk [class*=st-key-say-] button")?.click();
+  return true;
+}
+
+// A field that is unfolded first needs a moment until it can have the focus.
 async function focusSoon(selector) {
-  for (let i = 0; i < 20; i++) {
-    if (into(selector)) return;
+  for (let i = 0; i < 80; i++) {
+    if (into(selector) === document.activeElement) return;
     await new Promise((done) => setTimeout(done, 25));
   }
 }
@@ -41,13 +54,13 @@ async function focusSoon(selector) {
 // What a letter does while no field is edited; false if it does nothing here.
 function featureLetter(event) {
   const key = event.key.toLowerCase();
-  if (key === "e") into("input[aria-label=Label]");
-  else if (key === "w") into("textarea[aria-label=Notes]");
-  else if (key === "t") into(".st-key-note_tags input");
+  if (key === "e") into(`${own("label")} input`);
+  else if (key === "w") into(`${own("notes")} textarea`);
+  else if (key === "t") into(`${own("tags")} input`);
   else if (key === "c") comment();
   else if (RATINGS.includes(key)) rate(RATINGS.indexOf(key));
   else if (key === "x") rate(null);
-  else if (key === "z") press(event.shiftKey ? ".st-key-note_redo button" : ".st-key-note_undo button");
+  else if (key === "z") ask(event.shiftKey ? "redo" : "undo");
   else if (event.key === "?") help();
   else return false;
   return true;

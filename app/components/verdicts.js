@@ -143,10 +143,7 @@ class Judge {
       event.stopPropagation();
       if (event.key === "Enter") {
         event.preventDefault();
-        const word = input.value.trim().replace(/\s+/g, " ");
-        this.naming = false;
-        if (word) this.say("group", word);
-        else this.draw();
+        this.named(input.value);
       } else if (event.key === "Escape") {
         this.naming = false;
         this.draw();
@@ -157,16 +154,22 @@ class Judge {
       // wanting it; a microtask comes after the move and before the next key.
       queueMicrotask(() => {
         if (!this.naming) return;
-        if (input.isConnected && document.activeElement === document.body && document.hasFocus()) input.focus();
-        else {
-          this.naming = false;
-          setTimeout(() => this.draw());
-        }
+        if (document.documentElement.dataset.held) this.named(input.value);
+        else if (input.isConnected && document.activeElement === document.body && document.hasFocus()) input.focus();
+        else this.named(input.value);
       });
     });
     const box = el("div");
     box.append(input, options);
     return box;
+  }
+
+  // The name that was typed; one that is left without Enter counts, too.
+  named(text) {
+    this.naming = false;
+    const word = text.trim().replace(/\s+/g, " ");
+    if (word) this.say("group", word);
+    else setTimeout(() => this.draw());
   }
 
   name() {
@@ -194,7 +197,9 @@ class Judge {
 
   pressed(event) {
     if (!this.place || inField(event) || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
-    if (document.querySelector("dialog[open]") || document.documentElement.dataset.head !== this.place) return;
+    const page = document.documentElement.dataset;
+    // While another head is on its way, keys wait for it (keys_hold.js).
+    if (document.querySelector("dialog[open]") || page.head !== this.place || (page.held && event.isTrusted)) return;
     const key = event.key.toLowerCase();
     const group = this.groups[Number(key) - 1];
     if (key === "j" || (key === "arrowdown" && this.inside(event))) this.go(this.here + 1);

@@ -18,7 +18,9 @@ from atlas.store import published
 
 RELEASE_VARIABLE = "ATLAS_RELEASE"
 LOCAL = ("127.0.0.1", "localhost", "::1")
-_QUIET = {
+_FLAGS = {
+    # Otherwise a newer request runs beside the older one, and both change the same session (app/whole.py).
+    "runner.fastReruns": "false",
     "server.headless": "true",
     "server.fileWatcherType": "none",
     "server.showEmailPrompt": "false",
@@ -48,7 +50,7 @@ def streamlit_command(port: int, address: str) -> list[str]:
     >>> streamlit_command(8501, "127.0.0.1")[3:5]
     ['run', '--server.port=8501']
     """
-    flags = [f"--{name}={value}" for name, value in _QUIET.items()]
+    flags = [f"--{name}={value}" for name, value in _FLAGS.items()]
     place = [f"--server.port={port}", f"--server.address={address}"]
     return [sys.executable, "-m", "streamlit", "run", *place, *flags, str(main_file().with_name("server.py"))]
 

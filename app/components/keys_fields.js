@@ -1,0 +1,93 @@
+// The fields of the annotation form: which are this head's own, how they get the focus and how they give it up.
+//
+// A text area tells the server when it is left, so it is left for a moment after a pause in typing, before a
+// save by keyboard, and when the page goes away.
+
+const PAUSE_MS = 800;
+
+const form = {
+  mounted: false,
+  kind: "head",
+  place: null,
+  prefix: "",
+  does: [],
+  answered: 0,
+  seq: 0,
+  held: null,
+  timer: 0,
+};
+
+function isField(node) {
+  const text = node instanceof HTMLInputElement && !["checkbox", "radio", "button"].includes(node.type);
+  return text || node instanceof HTMLTextAreaElement || Boolean(node?.isContentEditable);
+}
+
+function deepActive() {
+  let active = document.activeElement;
+  while (active?.shadowRoot?.activeElement) active = active.shadowRoot.activeElement;
+  return active;
+}
+
+function inForm(node) {
+  const outer = node?.getRootNode?.().host || node;
+  return Boolean(outer?.closest?.(".st-key-note-form"));
+}
+
+// A part of the form. While it is drawn again its old parts are marked stale; where there is only such a one, it is
+// the part itself, and where there are two, the stale one belongs to the head before.
+function fresh(selector) {
+  const found = [...document.querySelectorAll(selector)];
+  return found.find((node) => !node.closest("[data-stale=true]")) || found[0];
+}
+
+// The place of a field of this very head; the fields of another one have other names.
+function own(name) {
+  return `.st-key-${(form.prefix + name).trim().replaceAll(/[^a-zA-Z0-9_-]/g, "-")}`;
+}
+
+// While the page draws itself again it may move the form about, which takes the focus out of a field in the middle of
+// a word. Nobody asked for that, so the focus goes back, before the next key.
+const wanted = { until: 0 };
+
+function leave(field) {
+  wanted.until = Date.now() + 50;
+  field.blur();
+}
+
+// Tells the server what stands in a field, without leaving it for more than a moment.
+function keep(field) {
+  const { selectionStart, selectionEnd, selectionDirection } = field;
+  leave(field);
+  field.focus({ preventScroll: true });
+  field.setSelectionRange(selectionStart, selectionEnd, selectionDirection);
+}
+
+function strayed(event) {
+  const field = event.target;
+  if (!form.mounted || Date.now() < wanted.until || !isField(field) || !inForm(field)) return;
+  if (event.relatedTarget || field.type === "checkbox") return;
+  const { selectionStart, selectionEnd } = field;
+  queueMicrotask(() => {
+    if (!field.isConnected || document.activeElement !== document.body || !document.hasFocus()) return;
+    field.focus({ preventScroll: true });
+    if (selectionStart !== null) field.setSelectionRange?.(selectionStart, selectionEnd);
+  });
+}
+
+function typed(event) {
+  if (!(event.target instanceof HTMLTextAreaElement) || !inForm(event.target)) return;
+  clearTimeout(form.timer);
+  const field = event.target;
+  form.timer = setTimeout(() => document.activeElement === field && keep(field), PAUSE_MS);
+}
+
+function into(selector) {
+  const field = fresh(`.st-key-note-form ${selector}`);
+  field?.focus();
+  field?.select?.();
+  return field;
+}
+
+function press(selector) {
+  fresh(`.st-key-note-form ${selector}`)?.click();
+}

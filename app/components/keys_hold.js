@@ -1,0 +1,155 @@
+// Moving to another head takes a moment in which the old form still stands on the page. What is typed in that
+// moment would land in the note of the head just left, so keys are held back from the press that moves until
+// the server has answered that very press: with the form of the new head, or with the same one, if it could not
+// be saved. Then they are played again in order. They never go anywhere without an answer.
+//
+// What a key asks of the server is a value with a number, not a press of a button: a press is forgotten where a
+// newer message overtakes it, a value comes along with that one.
+
+const ASK_AGAIN_MS = 3000;
+const SETTLE_MS = 60;
+const LONGEST_SETTLE_MS = 3000;
+const MOVES = { n: "after", p: "before", u: "unseen" };
+const GOES = ["next", "after", "before", "unseen"];
+const TO_FIELDS = { head: ["e", "w", "r", "g"], feature: ["e", "w", "t", "c"] };
+
+function running() {
+  return document.querySelector(".stApp")?.dataset.testScriptState === "running";
+}
+
+function send(asked) {
+  form.send("asked", asked);
+}
+
+// Asks the server to do something with this note; true if that may lead to another head.
+function ask(name) {
+  if (name === "next" && sendComment()) return false;
+  const does = form.does.includes(name) ? name : name === "next" ? "save" : null;
+  if (!does) return false;
+  const active = deepActive();
+  const goes = GOES.includes(does);
+  if (isField(active) && inForm(active)) {
+    if (goes || !(active instanceof HTMLTextAreaElement)) leave(active);
+    else keep(active);
+  }
+  form.seq = Math.max(Date.now(), form.seq + 1, form.answered + 1);
+  const asked = { seq: form.seq, do: does, at: form.place };
+  if (goes) hold(asked);
+  // What the field that was just left has to say goes first.
+  setTimeout(() => send(asked));
+  return goes;
+}
+
+function hold(asked) {
+  const held = { asked, keys: [], since: Date.now(), arrived: 0, playing: false };
+  form.held = held;
+  document.documentElement.dataset.held = "1";
+  held.poll = setInterval(() => look(held), 30);
+}
+
+function look(held) {
+  const here = form.place !== held.asked.at ? Boolean(fresh(own("label"))) : form.answered >= held.asked.seq;
+  if (!here) {
+    if (running()) held.since = Date.now();
+    else if (Date.now() - held.since > ASK_AGAIN_MS) {
+      held.since = Date.now();
+      send(held.asked);
+    }
+    return;
+  }
+  held.arrived ||= Date.now();
+  const waited = Date.now() - held.arrived;
+  // Until the page is at rest its parts may still be moved about.
+  if (waited > LONGEST_SETTLE_MS || (waited > SETTLE_MS && !running())) {
+    clearInterval(held.poll);
+    // What is pressed while the others are played again still queues up behind them.
+    held.playing = true;
+    play(held);
+  }
+}
+
+function drop() {
+  clearInterval(form.held?.poll);
+  form.held = null;
+  delete document.documentElement.dataset.held;
+}
+
+// A key pressed, or a text pasted, while keys are held back.
+function queued(event) {
+  const { held } = form;
+  if (["Control", "Shift", "Alt", "Meta"].includes(event.key)) return;
+  const modified = event.ctrlKey || event.metaKey || event.altKey;
+  if (modified && !/^(enter|s)$/i.test(event.key)) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  // Pressed once more because nothing seemed to happen: the next head must not be saved with nothing in it.
+  const again = modified && event.key === "Enter" && !held.keys.length && !held.arrived;
+  if (!again && !event.repeat) held.keys.push(event);
+}
+
+function pasted(event) {
+  if (!form.held || form.held.playing || !event.isTrusted) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  form.held.keys.push({ key: event.clipboardData?.getData("text") || "", text: true });
+}
+
+const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+
+const isText = (key) => key.text || (key.key.length === 1 && !key.ctrlKey && !key.metaKey);
+
+// Plays keys that were held back, in order. A key that moves on holds the rest back again.
+async function play(held) {
+  await painted();
+  while (held.keys.length) {
+    const key = held.keys.shift();
+    const active = deepActive();
+    if (isField(active) && isText(key)) {
+      let text = key.key;
+      while (held.keys.length && isText(held.keys[0])) text += held.keys.shift().key;
+      await write(active, text);
+      continue;
+    }
+    if (key.text) continue;
+    await painted();
+    if (again(key, deepActive())) {
+      form.held.keys = held.keys;
+      return;
+    }
+    await painted();
+    if (TO_FIELDS[form.kind].includes(key.key) && !isField(active)) await focused();
+  }
+  if (form.held === held) drop();
+}
+
+// Writes into a field that has just come; a field that is drawn anew meanwhile loses it, so it is looked at again.
+async function write(field, text) {
+  for (let i = 0; i < 4; i++) {
+    document.execCommand("insertText", false, text);
+    await painted();
+    await new Promise((done) => setTimeout(done, 30));
+    const now = deepActive();
+    if ((now?.value ?? now?.textContent ?? "").includes(text)) return;
+    if (!isField(now)) field.focus();
+  }
+}
+
+// Until a field has the focus, for a key that goes to one; given up after a moment.
+async function focused() {
+  for (let i = 0; i < 40 && !isField(deepActive()); i++) await new Promise((done) => setTimeout(done, 25));
+}
+
+// One held key that is no text, played again; true if it may lead to another head.
+function again(key, active) {
+  const name = key.key.toLowerCase();
+  if (key.ctrlKey || key.metaKey) return ask(name === "enter" ? "next" : "save");
+  if (!isField(active) && MOVES[name]) return ask(MOVES[name]);
+  if (name === "backspace") document.execCommand("delete");
+  else if (name === "enter" && active instanceof HTMLTextAreaElement) document.execCommand("insertText", false, "\n");
+  else {
+    const { code, shiftKey } = key;
+    const same = { key: key.key, code, shiftKey, bubbles: true, cancelable: true, composed: true };
+    (active || document.body).dispatchEvent(new KeyboardEvent("keydown", same));
+  }
+  return false;
+}
