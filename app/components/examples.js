@@ -64,7 +64,7 @@ function drawPanel(panel, example, state, data, hooks) {
   const { h, bias, pre, sum, match } = example.dfa;
   const head = state.head;
   panel.appendChild(el("h4", "", "What made it fire"));
-  const where = `block ${example.b}, position ${example.p}`;
+  const where = example.g === "own" ? `position ${example.p}` : `block ${example.b}, position ${example.p}`;
   panel.appendChild(el("div", "muted small", `${where} · ${state.pinned === example ? "pinned, Esc frees it" : "click to pin"}`));
   const largest = Math.max(...h.map(Math.abs));
   const bars = el("div", "bars");

@@ -20,13 +20,33 @@ function styleText(root) {
   return [page, ...found].join("\n");
 }
 
+// What the feature writes, and which heads make it, as lines of a saved card.
+function saidOf({ promotes, suppresses, heads }) {
+  const lines = [["promotes", promotes], ["suppresses", suppresses]].filter(([, tokens]) => tokens.length);
+  const made = lines.map(([name, tokens]) => {
+    const line = el("p", "small");
+    line.appendChild(el("span", "muted", `${name} `));
+    for (const [text, value] of tokens) {
+      const chip = el("span", "chip");
+      tokenText(chip, text);
+      line.append(chip, el("span", "muted", `${num(value)} `));
+    }
+    return line;
+  });
+  if (heads.length) {
+    const shares = heads.slice(0, 5).map((one) => `${one.head} ${percent(one.decoder_share)}`);
+    made.push(el("p", "small", `decoder share: ${shares.join(", ")}`));
+  }
+  return made;
+}
+
 function cardOf(data, list) {
   const card = el("div", "card-root root");
   card.setAttribute("xmlns", "http://www.w3.org/1999/xhtml");
   card.appendChild(el("h3", "", data.card.title));
   const facts = el("p", "small");
   facts.textContent = data.card.facts.map(([name, value]) => `${name}: ${value}`).join(" · ");
-  card.append(facts, list.cloneNode(true), el("p", "muted small", data.card.link));
+  card.append(facts, ...saidOf(data.card), list.cloneNode(true), el("p", "muted small", data.card.link));
   for (const node of card.querySelectorAll("button, .filtered")) node.remove();
   for (const node of card.querySelectorAll("[tabindex]")) node.removeAttribute("tabindex");
   return card;
@@ -72,9 +92,28 @@ function savePng(root, data, list, said) {
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
 }
 
+// An example as a reader without this page understands it: token texts, names in full.
+function exampleJson(example, data) {
+  const { h, bias, pre, src } = example.dfa || {};
+  const head = (i) => `L${data.layer}H${data.heads ? data.heads[i] : i}`;
+  return {
+    group: example.g, rank: example.r, source: example.s, block: example.b, position: example.p,
+    activation: example.miss === null ? example.a : 0, near_miss: example.miss,
+    tokens: example.t.map((place) => data.texts[place]),
+    activations: example.act.map(([position, value]) => ({ position, value })),
+    dfa: example.dfa && {
+      by_head: Object.fromEntries(h.map((value, i) => [head(i), value])), bias_term: bias, pre_activation: pre,
+      sources: src.map(([one, position, value]) => ({ head: `L${data.layer}H${one}`, position, value })),
+    },
+  };
+}
+
 function saveJson(data) {
-  const { version, ...rest } = data;
-  download(`${data.card.file}.json`, new Blob([JSON.stringify(rest, null, 1)], { type: "application/json" }));
+  const { about, link, promotes, suppresses, heads } = data.card;
+  const tokens = (list) => list.map(([token, logits]) => ({ token, logits }));
+  const examples = data.examples.map((one) => exampleJson(one, data));
+  const whole = { ...about, link, promotes: tokens(promotes), suppresses: tokens(suppresses), heads, examples };
+  download(`${data.card.file}.json`, new Blob([JSON.stringify(whole, null, 1)], { type: "application/json" }));
 }
 
 function saveButtons(root, data, list) {

@@ -1,6 +1,5 @@
 """One feature: when it fires, what it writes, which heads make it, and what people call it."""
 
-import re
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from app import (
 )
 from app.components import draw
 from app.components.payload import Texts, example, rounded
+from app.feature_card import card
 from app.feature_form import feature_form, move
 from app.state import Scope
 from app.token_tables import logit_table, token_table
@@ -149,26 +149,6 @@ def example_data(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) ->
     }
 
 
-def _card(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any], hidden: bool) -> dict[str, Any]:
-    """What a saved card says beside the examples; its link names the version of the release."""
-    release = f"{scope.release.name}@{scope.release.version}"
-    link = navigation.href("feature", release=release, sae=ref.sae, feature=number)
-    kinds = scope.ask(evidence.families, ref.sae, (number,)).get(number, [])
-    said = [
-        ("fires on", f"{style.number(row['n_active'])} tokens"),
-        ("density", style.number(row["density"])),
-        ("largest activation", style.number(row["max_activation"])),
-        ("families", "hidden" if hidden else ", ".join(map(families.spoken, kinds)) or "none"),
-    ]
-    return {
-        "title": f"{ref.sae}, feature {number}",
-        "file": re.sub(r"[^A-Za-z0-9._-]+", "_", f"{ref.sae}-{number}"),
-        "facts": [list(one) for one in said],
-        "href": link,
-        "link": f"Head Atlas, release {release}: {link}",
-    }
-
-
 def _browse(scope: Scope, ref: SaeRef, whose: str | None) -> None:
     """Other features of the same SAE, with one annotator's labels or (None) all; asked for once unfolded."""
     with st.expander("Other features of this SAE", key="browse", on_change="rerun") as box:
@@ -220,6 +200,7 @@ def render() -> None:
     own_text.try_text(scope, ref, number, NO_DFA)
     proxy_view.test_guess(scope, ref, number)
     style.section("Examples", "point at one to see which heads and sources made it fire; click to pin it")
-    card = {"card": _card(scope, ref, number, row, hidden)}
-    draw.feature_examples("examples", {**example_data(scope, ref, number, row), **card})
+    drawn = example_data(scope, ref, number, row)
+    drawn["card"] = card(scope, ref, number, row, hidden)
+    draw.feature_examples("examples", drawn)
     _browse(scope, ref, whose)
