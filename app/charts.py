@@ -1,5 +1,7 @@
 """Small charts as Vega-Lite specifications: axes named with their units, colours all can tell apart."""
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +30,18 @@ def tips(*fields: tuple[str, str]) -> list[Spec]:
 def draw(data: pa.Table, spec: Spec, height: int, key: str, alt: str) -> None:
     """Draw a specification over a table, in the theme of the page."""
     full = {"height": height, "padding": {"left": 2, "right": 4, "top": 2, "bottom": 2}, **spec}
-    st.vega_lite_chart(data, full, width="stretch", height=height + 30, key=key, alt=alt)
+    st.vega_lite_chart(_used(data, full), full, width="stretch", height=height + 30, key=key, alt=alt)
+
+
+def _used(data: pa.Table, spec: Spec) -> pa.Table:
+    """The columns that a specification names: the others would be sent for nothing.
+
+    >>> rows = pa.table({"x": [1], "y": [2], "xy": [3]})
+    >>> _used(rows, {"x": {"field": "x"}, "if": "datum.xy > 1"}).column_names
+    ['x', 'xy']
+    """
+    words = set(re.findall(r"\w+", json.dumps(spec)))
+    return data.select([name for name in data.column_names if set(re.findall(r"\w+", name)) <= words])
 
 
 def histogram(name: str = "activation", scale: str = "linear") -> Spec:

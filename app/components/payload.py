@@ -1,7 +1,7 @@
 """What the components draw, as plain data: token texts once each, numbers rounded, nothing marked up."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from atlas.store.queries.examples import Attribution, Example
@@ -29,7 +29,7 @@ class Texts:
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.vocabulary = vocabulary
         self.list: list[str] = []
-        self._places: dict[int, int] = {}
+        self._places = _Places(self)
 
     def text(self, token: int) -> str:
         """The visible form of a token id."""
@@ -37,10 +37,23 @@ class Texts:
 
     def place(self, token: int) -> int:
         """Where in ``list`` the token's text stands."""
-        if token not in self._places:
-            self._places[token] = len(self.list)
-            self.list.append(self.text(token))
         return self._places[token]
+
+    def places(self, tokens: Iterable[int]) -> "list[int]":
+        """Where the texts of many tokens stand."""
+        return [*map(self._places.__getitem__, tokens)]
+
+
+class _Places(dict[int, int]):
+    """Places of tokens; one that is asked for the first time gets the next. A page asks for 10,000."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+
+    def __missing__(self, token: int) -> int:
+        self[token] = len(self._texts.list)
+        self._texts.list.append(self._texts.text(token))
+        return self[token]
 
 
 def attribution(dfa: Attribution | None) -> dict[str, Any] | None:
@@ -74,7 +87,7 @@ def example(one: Example, texts: Texts) -> dict[str, Any]:
         "a": rounded(one.activation),
         "miss": rounded(one.near_miss),
         "s": one.source,
-        "t": [texts.place(token) for token in one.tokens],
+        "t": texts.places(one.tokens),
         "act": [[position, rounded(value) or 0.0] for position, value in one.active],
         "dfa": attribution(one.dfa),
     }

@@ -1,7 +1,7 @@
 """Trainings: how they went, and how those that run now are going."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +24,6 @@ SILENT_SECONDS = 120.0
 """A training that has written nothing for this long may have been stopped."""
 AT_FIRST, AT_MOST = 12, 24
 MAKE_ONE = "atlas build --model docs-12l --sites z --layers all"
-Tables = Mapping[str, pa.Table]
 
 
 @st.cache_resource(show_spinner=False)
@@ -125,7 +124,8 @@ def _in_order(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _last(log: pa.Table) -> dict[str, dict[str, Any]]:
     """The last row of every SAE's log."""
-    return {row["sae"]: row for row in log.to_pylist()}
+    places = {sae: place for place, sae in enumerate(log["sae"].to_pylist())}
+    return {row["sae"]: row for row in log.take(list(places.values())).to_pylist()}
 
 
 def _facts(log: pa.Table, more: list[tuple[str, str]]) -> None:
@@ -147,8 +147,8 @@ def _facts(log: pa.Table, more: list[tuple[str, str]]) -> None:
     ])  # fmt: skip
 
 
-def _details(tables: Tables, saes: list[dict[str, Any]], key: str) -> None:
-    """What is drawn for one SAE at a time."""
+def _details(rows: Callable[[str, str], pa.Table], saes: list[dict[str, Any]], key: str) -> None:
+    """What is drawn for one SAE at a time; ``rows`` gives a table's rows of an SAE."""
     names = [row["sae"] for row in saes]
     if st.session_state.get(f"{key}_one") not in names:
         st.session_state[f"{key}_one"] = names[0]
@@ -156,8 +156,8 @@ def _details(tables: Tables, saes: list[dict[str, Any]], key: str) -> None:
     if len(names) > 1:
         one = st.selectbox("Firing rates and watched features of", names, key=f"{key}_one")
     with st.container(key=f"charts-{key}-density"):
-        training_charts.density(_of(tables["training_density"], [one]), key)
-    training_charts.watched(_of(tables["training_watched"], [one]), key)
+        training_charts.density(rows("training_density", one), key)
+    training_charts.watched(rows("training_watched", one), key)
 
 
 def _finished(scope: Scope) -> None:
@@ -171,12 +171,12 @@ def _finished(scope: Scope) -> None:
         st.info("No SAE is chosen; choose one above.")
         return
     names = tuple(row["sae"] for row in saes)
-    tables = {name: scope.ask(queries.rows_of, name, names) for name in queries.LOGS}
-    _facts(tables["training_log"], [("release", scope.release.label)])
-    training_charts.curves(tables["training_log"], saes, "finished")
+    log = scope.ask(queries.rows_of, "training_log", names)
+    _facts(log, [("release", scope.release.label)])
+    training_charts.curves(log, saes, "finished")
     swept = scope.ask(quality.sweep, scope.model.model).to_pylist()
     training_charts.sweep([row for row in swept if row["sae"] in names], "finished", "on held-out text")
-    _details(tables, saes, "finished")
+    _details(lambda name, sae: scope.ask(queries.rows_of, name, (sae,)), saes, "finished")
 
 
 def _ended(step: str) -> None:
@@ -211,7 +211,7 @@ def _going(settings: Settings, step: str) -> None:
     last = _last(log)
     so_far = [{**row, **last[row["sae"]], "dead_share": last[row["sae"]]["dead_fraction"]} for row in saes]
     training_charts.sweep(so_far, "live", "so far, in the training text")
-    _details(found.tables, saes, "live")
+    _details(lambda name, sae: _of(found.tables[name], [sae]), saes, "live")
 
 
 def render() -> None:

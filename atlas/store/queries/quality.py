@@ -19,7 +19,10 @@ _PATTERN = ("partner", "pattern_kl", "pattern_top1", "score_correlation", "ce_pa
 
 def present(con: duckdb.DuckDBPyConnection, table: str) -> set[str]:
     """The columns that a table of the release has; empty where it lacks the table."""
-    found = con.execute("SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [table]).fetchall()
+    try:
+        found = con.execute("SELECT name FROM pragma_table_info(?)", [table]).fetchall()
+    except duckdb.CatalogException:
+        return set()
     return {name for (name,) in found}
 
 

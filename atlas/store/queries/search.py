@@ -15,6 +15,7 @@ import pyarrow as pa
 from atlas.errors import QueryError, one_of
 from atlas.store.families import FAMILIES
 from atlas.store.queries import search_index
+from atlas.store.queries.quality import present
 from atlas.store.queries.rows import arrow
 from atlas.store.queries.search_index import BITS, COLUMNS
 from atlas.tables import FAMILY_NAMES, TABLES
@@ -181,11 +182,6 @@ def _candidates(con: duckdb.DuckDBPyConnection, sql: str, given: dict[str, Any])
         return _empty()
 
 
-def _has_dfa(con: duckdb.DuckDBPyConnection) -> bool:
-    found = con.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'dfa_summary'").fetchall()
-    return bool(found[0][0])
-
-
 class _Found:
     """The features found: FROM and WHERE over the table of all features and candidates, with parameters."""
 
@@ -194,7 +190,7 @@ class _Found:
         needed += [FAMILIES[name].table for name in filters.families]
         order = filters.order.removeprefix("-")
         needed += [COLUMNS[order][0]] if order in COLUMNS else []
-        if "dfa_summary" in needed and not _has_dfa(con):
+        if "dfa_summary" in needed and not present(con, "dfa_summary"):
             raise QueryError("this release was made before dfa_summary; build it anew to search by DFA")
         search_index.make_ready(con)
         self.given: dict[str, Any] = {"saes": list(filters.saes)}
