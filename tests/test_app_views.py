@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from streamlit.components.v2.component_manager import BidiComponentManager
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
@@ -40,6 +41,10 @@ def atlas(home, tmp_path, monkeypatch):
     monkeypatch.setenv("ATLAS_DATABASE_URL", f"sqlite:///{tmp_path / 'notes.sqlite'}")
     monkeypatch.setenv("ATLAS_ANNOTATOR", "ann")
     return load_settings()
+
+
+# A server looks once for components in the installed packages, AppTest in every test, for 0.4 s; there are none.
+BidiComponentManager.discover_and_register_components = lambda *_, **__: None
 
 
 def show(view, **params):
