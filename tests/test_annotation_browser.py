@@ -57,6 +57,52 @@ def test_a_head_by_keyboard_from_the_grid_to_saved_and_back(page, address):
     expect(page.get_by_role("dialog", name="Keys")).to_have_count(0)
 
 
+def test_no_pause_between_heads_and_nothing_is_lost(page, address):
+    """Keys are pressed at once, also while the next head opens; each letter is in the note it is meant for."""
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/head?head=L0H0&annotator=fast")
+    ready(page, "L0H0")
+    keys = page.keyboard
+    keys.press("e")
+    keys.type("label of the first")
+    for key in ("Escape", "Control+Enter", "e"):
+        keys.press(key)
+    keys.type("label of the second, longer")
+    for key in ("Escape", "w"):
+        keys.press(key)
+    keys.type("two")
+    keys.press("Enter")
+    keys.type("lines")
+    for key in ("Control+Enter", "o", "c", "g"):
+        keys.press(key)
+    keys.type("commas")
+    keys.press("Control+Enter")
+    keys.press("e")
+    keys.type("fourth")
+    for key in ("Escape", "p", "j"):
+        keys.press(key)
+    rows = page.locator(".st-key-note-verdicts .row")
+    expect(rows.nth(1)).to_have_class("row here", timeout=60_000)
+    expect(rows.locator(".said").nth(0)).to_have_text("odd one out")
+    expect(rows.locator(".said").nth(1)).to_have_text("can't say")
+    expect(rows.locator(".said").nth(2)).to_have_text("commas")
+    for place, text, notes in (
+        ("L0H2", "", ""),
+        ("L0H1", "label of the second, longer", "two\nlines"),
+        ("L0H0", "label of the first", ""),
+    ):
+        ready(page, place)
+        expect(label(page)).to_have_value(text)
+        expect(page.get_by_label("Notes")).to_have_value(notes)
+        expect(page.get_by_text(re.compile("^done, version"))).to_be_visible()
+        keys.press("p")
+    page.goto(f"{address}/head?head=L0H3&annotator=fast")
+    ready(page, "L0H3")
+    expect(label(page)).to_have_value("fourth")
+    expect(page.get_by_text(re.compile("^draft, version"))).to_be_visible()
+
+
 def test_the_second_writer_sees_both_texts(page, browser, address):
     from playwright.sync_api import expect
 
