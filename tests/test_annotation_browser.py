@@ -58,7 +58,7 @@ def test_a_head_by_keyboard_from_the_grid_to_saved_and_back(page, address):
 
 
 def test_no_pause_between_heads_and_nothing_is_lost(page, address):
-    """Keys are pressed at once, also while the next head opens; each letter is in the note it is meant for."""
+    """Keys are pressed at once, also while the next head opens; each letter is in the note it was for."""
     from playwright.sync_api import expect
 
     page.goto(f"{address}/head?head=L0H0&annotator=fast")
