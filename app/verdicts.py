@@ -61,10 +61,12 @@ def _take(
     draft.put("echo", sent.pop("seq", 0))
     before = semanticity(draft.get("verdicts") or [], same)
     told = from_browser(sae, {k: v for k, v in sent.items() if k.isdigit()}, draft.get("verdicts") or [])
+    groups = dict.fromkeys(one.group for one in told if one.group)
+    # A group that no feature belongs to any more leaves the groupings, as it came with its first feature.
+    empty = {one.group for one in draft.get("verdicts") or []} - set(groups)
+    words = [word for word in draft.get("groupings") or [] if word not in empty]
+    draft.put("groupings", list(dict.fromkeys([*words, *groups]))[:MOST_WORDS])
     draft.put("verdicts", told)
-    words = [*(draft.get("groupings") or [])]
-    words += [one.group for one in told if one.group and one.group not in words]
-    draft.put("groupings", list(dict.fromkeys(words))[:MOST_WORDS])
     complete = {one.feature for one in told if one.sae == sae} >= set(ids)
     if complete and draft.get("semanticity") in (None, before):
         draft.put("semanticity", semanticity(told, same))
@@ -112,7 +114,8 @@ def verdict_list(draft: Draft[HeadAnnotation], scope: Scope, ref: SaeRef, head: 
         "place": f"L{draft.blank.layer}H{draft.blank.head}",
         "features": [{"feature": one, "hint": hints.get(one, "")} for one in ids],
         "verdicts": {str(v.feature): [v.verdict, v.group] for v in told if v.sae == ref.sae},
-        "groups": list(dict.fromkeys([*(v.group for v in told if v.group), *(draft.get("groupings") or [])])),
+        # In the order in which they were named: the number of a group must not change under the fingers.
+        "groups": list(dict.fromkeys([*(draft.get("groupings") or []), *(v.group for v in told if v.group)])),
         "known": list(vocabulary.known_groupings(scope.settings, scope.model.model))[:40],
         "echo": draft.get("echo") or 0,
         "fills": draft.get("fills") or 0,

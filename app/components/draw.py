@@ -12,7 +12,7 @@ from app.navigation import follow, go, href
 from app.whole import whole
 
 _FOLDER = Path(__file__).parent
-MORE = {"examples": ("save.js", "examples_bar.js")}
+MORE = {"examples": ("save.js", "examples_bar.js"), "verdicts": ("naming.js",)}
 """Scripts that a component has beside its own and the common one."""
 
 

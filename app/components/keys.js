@@ -81,6 +81,7 @@ export default function (component) {
   const { place, kind, prefix, does, answered } = component.data;
   const page = document.documentElement.dataset;
   if (!form.mounted) install();
+  else if (form.place !== place) document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
   Object.assign(form, { place, kind, prefix, does, answered, mounted: true, send: component.setStateValue });
   page.keys = "ready";
   page.head = place;

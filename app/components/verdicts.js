@@ -49,7 +49,7 @@ class Judge {
     this.seq = 0;
     this.here = 0;
     this.place = null;
-    this.naming = false;
+    this.naming = null;
   }
 
   update(component) {
@@ -59,7 +59,8 @@ class Judge {
     if (this.place !== data.place) {
       this.here = 0;
       this.seq = data.echo || 0;
-      this.naming = false;
+      if (this.naming) this.naming.finished = true;
+      this.naming = null;
     }
     if (anew || data.echo >= this.seq) {
       this.verdicts = { ...data.verdicts };
@@ -80,7 +81,7 @@ class Judge {
     list.setAttribute("aria-label", "Verdicts on the top features");
     this.features.forEach((one, i) => list.appendChild(this.row(one, i)));
     this.root.replaceChildren(el("div", "title", "Its top features"), list, this.palette());
-    if (this.naming) this.root.appendChild(this.field());
+    if (this.naming) this.root.appendChild(this.naming.node);
     if (focused) list.children[this.here]?.focus({ preventScroll: true });
   }
 
@@ -126,56 +127,15 @@ class Judge {
     return box;
   }
 
-  field() {
-    const input = el("input", "new");
-    input.setAttribute("aria-label", "Name of the new group");
-    input.placeholder = "name of the group, Enter";
-    input.maxLength = this.longest;
-    input.setAttribute("list", "known");
-    const options = el("datalist");
-    options.id = "known";
-    for (const word of this.known) {
-      const option = el("option");
-      option.value = word;
-      options.appendChild(option);
-    }
-    input.addEventListener("keydown", (event) => {
-      event.stopPropagation();
-      if (event.key === "Enter") {
-        event.preventDefault();
-        this.named(input.value);
-      } else if (event.key === "Escape") {
-        this.naming = false;
-        this.draw();
-      }
-    });
-    input.addEventListener("blur", () => {
-      // The page moves this list about while it draws itself again, which takes the focus away without anybody
-      // wanting it; a microtask comes after the move and before the next key.
-      queueMicrotask(() => {
-        if (!this.naming) return;
-        if (document.documentElement.dataset.held) this.named(input.value);
-        else if (input.isConnected && document.activeElement === document.body && document.hasFocus()) input.focus();
-        else this.named(input.value);
-      });
-    });
-    const box = el("div");
-    box.append(input, options);
-    return box;
-  }
-
-  // The name that was typed; one that is left without Enter counts, too.
-  named(text) {
-    this.naming = false;
-    const word = text.trim().replace(/\s+/g, " ");
-    if (word) this.say("group", word);
-    else setTimeout(() => this.draw());
-  }
-
   name() {
-    this.naming = true;
+    const words = [...new Set([...this.groups, ...this.known])];
+    this.naming = new Naming(words, this.longest, (word) => {
+      this.naming = null;
+      if (word) this.say("group", word);
+      else setTimeout(() => this.draw());
+    });
     this.draw();
-    this.root.querySelector(".new").focus();
+    this.naming.input.focus();
   }
 
   go(i) {
