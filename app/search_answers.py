@@ -28,7 +28,7 @@ SCORES = {
 """What the score of each question is."""
 
 
-@st.cache_resource(max_entries=2, show_spinner="Reading the text")
+@st.cache_resource(max_entries=2, show_spinner=False)
 def _texts(path: str, digest: str, model: str, _scope: Scope) -> texts.Texts:  # noqa: ARG001 - of the key
     return _scope.ask_once(texts.read_texts, model)
 

@@ -21,6 +21,8 @@ from atlas.store.release import ReleaseInfo
 T = TypeVar("T")
 RELEASE_VARIABLE = "ATLAS_RELEASE"
 NAME_LENGTH = 80
+MEMORY = "2GB"
+"""What DuckDB may keep of one release; by itself it would take most of the machine's memory."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def _name(query: Callable[..., Any]) -> str:
 
 @st.cache_resource(max_entries=3, show_spinner=False)
 def _connection(path: str, digest: str) -> duckdb.DuckDBPyConnection:  # noqa: ARG001 - part of the key
-    return open_release(Path(path))
+    connection = open_release(Path(path))
+    connection.execute(f"SET memory_limit = '{MEMORY}'")
+    return connection
 
 
 @st.cache_resource(max_entries=300, show_spinner=False)
@@ -98,19 +102,33 @@ def current_release(settings: Settings) -> ReleaseInfo:
 def scope() -> Scope:
     """Everything a page needs; StoreError names what does not exist and what does."""
     settings = load_settings()
-    release = current_release(settings)
+    asked, must = st.query_params.get("model"), "model" in st.query_params
+    chosen = st.session_state.get("model"), st.session_state.get("variant")
+    return scope_of(settings, current_release(settings), asked or chosen[0], chosen[1], must=must)
+
+
+def scope_of(
+    settings: Settings,
+    release: ReleaseInfo,
+    model: str | None = None,
+    variant: str | None = None,
+    *,
+    must: bool = False,
+) -> Scope:
+    """A release with one of its models and variants of SAEs; the first where there is none of that name.
+
+    A model that ``must`` be there and is not raises StoreError.
+    """
     key = (str(release.path), release.digest)
     models = _answer(*key, _name(overview.models), (), overview.models)
     saes = _answer(*key, _name(overview.sae_refs), (), overview.sae_refs)
-    asked = st.query_params.get("model") or st.session_state.get("model")
-    if asked not in [m.model for m in models] and "model" not in st.query_params:
-        asked = None
-    model = overview.find_model(models, asked)
-    known = overview.variants(saes, model.model)
-    variant = st.session_state.get("variant")
+    if model not in [m.model for m in models] and not must:
+        model = None
+    found = overview.find_model(models, model)
+    known = overview.variants(saes, found.model)
     if variant not in known:
         variant = known[0] if known else None
-    return Scope(settings, release, models, model, saes, variant)
+    return Scope(settings, release, models, found, saes, variant)
 
 
 def annotator(settings: Settings) -> str:
