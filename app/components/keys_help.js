@@ -7,6 +7,7 @@ const KEYS = [
   ["g", "name a new group and put the feature in it"],
   ["o", "odd one out"],
   ["c", "cannot say"],
+  ["a", "all that are not judged yet: the verdict of the feature above"],
   ["x", "take the verdict back"],
   ["m, then Tab and Space", "class of semanticity (follows from the verdicts by itself)"],
   ["Shift+1 to Shift+5", "confidence"],

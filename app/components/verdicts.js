@@ -155,6 +155,16 @@ class Judge {
     else this.draw();
   }
 
+  // Everything that is not judged yet gets the verdict of the feature above the chosen one.
+  rest() {
+    const above = this.verdicts[this.features[Math.max(0, this.here - 1)].feature];
+    if (!above?.[0]) return;
+    for (const { feature } of this.features) if (!this.verdicts[feature]?.[0]) this.verdicts[feature] = [...above];
+    this.seq += 1;
+    this.send("verdicts", { ...this.verdicts, seq: this.seq });
+    this.go(this.features.length - 1);
+  }
+
   pressed(event) {
     if (!this.place || inField(event) || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
     const page = document.documentElement.dataset;
@@ -169,6 +179,7 @@ class Judge {
     else if (key === "o") this.say("odd");
     else if (key === "c") this.say("unsure");
     else if (key === "x") this.say("");
+    else if (key === "a") this.rest();
     else return;
     event.preventDefault();
     event.stopImmediatePropagation();
