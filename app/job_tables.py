@@ -7,16 +7,13 @@ from typing import Any
 
 from app.colours import BLUE, RED
 from app.dag import MARKS, WORDS, Box, grouped
-from atlas.configs import BuildConfig
 from atlas.db.rows import RunRow, StepRow
 from atlas.db.step_log import LogLine
 from atlas.db.workers import WorkerRow
-from atlas.errors import ConfigError
-from atlas.units import Unit, unit_of
+from atlas.units import Unit, amount, units_of
 
 MANY = 24
 """From so many steps on, finished and waiting ones of a kind share a row."""
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def duration(seconds: float | None) -> str:
@@ -35,36 +32,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def amount(value: float | None) -> str:
-    """Three digits and a prefix for a power of 1000; nothing for nothing, ? for unknown.
-
-    >>> amount(None), amount(0), amount(2_000_000), amount(1.234e15)
-    ('?', '', '2 M', '1.23 P')
-    """
-    if value is None:
-        return "?"
-    if not value:
-        return ""
-    power = 0
-    while value >= 999.5 and power < len(_PREFIXES) - 1:
-        value, power = value / 1000, power + 1
-    return f"{value:.3g} {_PREFIXES[power]}".rstrip()
-
-
 def spent(row: RunRow | StepRow) -> str:
     """How long a run or step has taken so far."""
     if row.started_at is None:
         return "–"
     return duration(((row.finished_at or datetime.now(UTC)) - row.started_at).total_seconds())
-
-
-def units_of(run: RunRow) -> Mapping[str, Unit]:
-    """What each kind of step of a run counts; nothing where its config is of another version."""
-    try:
-        config = BuildConfig.from_json(run.config_json)
-    except (ConfigError, ValueError):
-        return {}
-    return {step.kind: unit_of(step.kind, config) for step in run.steps}
 
 
 def rate_of(step: StepRow, unit: Unit | None) -> str:
@@ -137,7 +109,7 @@ _HEADINGS = ("status", "", "done", "rate", "left", "took", "peak memory", "tries
 
 def steps_table(run: RunRow, *, every: bool = False) -> str:
     """All steps of a run; in a long one the finished and waiting of a kind share a row, unless ``every``."""
-    units = units_of(run)
+    units = units_of(run.config_json, [step.kind for step in run.steps])
     if every or len(run.steps) < MANY:
         lines = [step_line(step, units.get(step.kind)) for step in run.steps]
     else:

@@ -38,7 +38,6 @@ def pattern(words: Sequence[str]) -> Spec:
 
 def products(x: tuple[str, str], y: tuple[str, str], most: float) -> Spec:
     """Products by position, white at zero; (field, title) of both axes, and the largest magnitude."""
-    ticks: Spec = {"tickCount": 8, "format": "d"}
     return {
         "mark": {"type": "rect"},
         "encoding": {
@@ -46,7 +45,7 @@ def products(x: tuple[str, str], y: tuple[str, str], most: float) -> Spec:
             "y": axis(*y, "ordinal", axis={"labelOverlap": True}),
             "color": {"field": "product", "type": "quantitative", "title": "product",
                       "scale": {"domain": [-most, 0, most], "range": [ORANGE, "#f7f7f7", BLUE]},
-                      "legend": {"gradientLength": 80, **ticks, "format": ".2~g"}},
+                      "legend": {"gradientLength": 80, "tickCount": 8, "format": ".2~g"}},
             "tooltip": tips(x, y, ("product", "product")),
         },
     }  # fmt: skip

@@ -16,25 +16,9 @@ from atlas.pipeline.estimates import estimate, measured_flops_per_second
 from atlas.pipeline.execute import current_steps, waiting_for
 from atlas.pipeline.plan import Plan, make_plan
 from atlas.settings import Settings
+from atlas.units import amount
 
 MEASURED = "measured"
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
-
-
-def readable_amount(value: float | None) -> str:
-    """An amount in three digits and a prefix for a power of 1000; nothing for nothing, ? for unknown.
-
-    >>> [readable_amount(v) for v in (None, 0, 512, 2_000_000, 1.234e15)]
-    ['?', '', '512', '2M', '1.23P']
-    """
-    if value is None:
-        return "?"
-    if not value:
-        return ""
-    power = 0
-    while value >= 999.5 and power < len(_PREFIXES) - 1:
-        value, power = value / 1000, power + 1
-    return f"{value:.3g}{_PREFIXES[power]}"
 
 
 def read_rate(text: str | None) -> float | str | None:
@@ -120,13 +104,13 @@ def _print(
     for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right")
     for row in rows:
-        cells = [readable_amount(row[key]) for key in ("tokens", "flops", "bytes")]
+        cells = [amount(row[key]) for key in ("tokens", "flops", "bytes")]
         cells += [readable_seconds(row["seconds"])] if per_second else []
         table.add_row(row["state"], row["queue"], row["step"], row["digest"][:16], *cells)
-    cells = [readable_amount(v) for v in (whole.tokens, whole.flops, whole.bytes)]
+    cells = [amount(v) for v in (whole.tokens, whole.flops, whole.bytes)]
     cells += [readable_seconds(seconds)] if per_second else []
     table.add_row("", "", f"to do: {len(waiting)} of {len(rows)} steps", "", *cells, style="bold")
     # As wide as it needs to be: a line cut short would hide numbers from a pipe.
     Console(width=max(Console().width, 130)).print(table)
     if per_second:
-        click.echo(f"times: matrix products alone, at {readable_amount(per_second)}FLOP/s on one worker")
+        click.echo(f"times: matrix products alone, at {amount(per_second)}FLOP/s on one worker")

@@ -12,14 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from atlas.configs import BuildConfig
 from atlas.db.leases import request_cancel
 from atlas.db.owner import is_dead
 from atlas.db.rows import RunRow, StepRow
 from atlas.db.runs import list_runs, load_run
-from atlas.errors import ConfigError
 from atlas.settings import Settings, load_settings
-from atlas.units import Unit, unit_of
+from atlas.units import Unit, units_of
 
 PATIENCE_SECONDS = 10.0
 WIDE = 160
@@ -60,15 +58,6 @@ def readable_rate(rate: float | None) -> str:
     return f"{rate / 1000:.3g}k/s" if rate >= 1000 else f"{rate:.3g}/s"
 
 
-def _units(run: RunRow) -> dict[str, Unit]:
-    """What each kind of step counts; nothing where the config is of another version."""
-    try:
-        config = BuildConfig.from_json(run.config_json)
-    except (ConfigError, ValueError):
-        return {}
-    return {step.kind: unit_of(step.kind, config) for step in run.steps}
-
-
 def _rate(step: StepRow, unit: Unit | None) -> str:
     """A running step's speed: in tokens where its units are text."""
     if step.status != "running" or step.rate is None:
@@ -104,7 +93,8 @@ def no_worker_yet(run: RunRow) -> bool:
 
 def run_view(run: RunRow) -> Group:
     """One run with its steps: state, progress, rate, time left, attempts, last words."""
-    table, units = Table(box=None, pad_edge=False), _units(run)
+    table = Table(box=None, pad_edge=False)
+    units = units_of(run.config_json, [step.kind for step in run.steps])
     for heading in ("step", "queue", "status", "", "rate", "left", "took", "tries", "MB"):
         table.add_column(heading, no_wrap=True)
     table.add_column("", overflow="ellipsis", no_wrap=True)

@@ -10,7 +10,7 @@ from atlas.circuits.pairs.pair import Pair, make_pair
 from atlas.circuits.pairs.prompts import look
 from atlas.circuits.pairs.repeats import Repeats, Target
 from atlas.circuits.pairs.rows import curve_rows, head_row, prompt_rows, target_rows
-from atlas.corpus.tokens import load_tokenizer
+from atlas.corpus.tokens import bos_id, load_tokenizer
 from atlas.lm.load import LanguageModel
 from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import analysed_blocks, the_analysed_text, the_model, the_sae, write_rows
@@ -30,9 +30,10 @@ def pair(context: Context) -> None:
     numbers = pairs_of(context.plan.saes)[context.step.item]
     one = make_pair(*(the_sae(context, number).to(model.device) for number in numbers))
     q, k = (_features(context, number) for number in numbers)
+    tokenizer = load_tokenizer(context.plan.files.path)
     rows: Rows = {name: [] for name in TABLES}
-    _add(rows, _repeats(context, model, one, q, k))
-    _add(rows, _prompts(context, model, one))
+    _add(rows, _repeats(context, model, one, (q, k), bos_id(tokenizer) or 0))
+    _add(rows, _prompts(context, model, one, tokenizer))
     for name, found in rows.items():
         write_rows(context.out, name, found)
 
@@ -50,12 +51,10 @@ def _features(context: Context, number: int) -> Columns:
     return {name: np.nan_to_num(table[name].to_numpy(zero_copy_only=False)) for name in _COLUMNS}
 
 
-def _bos(context: Context) -> int:
-    return int(load_tokenizer(context.plan.files.path).bos_token_id or 0)
-
-
-def _repeats(context: Context, model: LanguageModel, one: Pair, q: Columns, k: Columns) -> Rows:
-    config, bos = context.plan.config.qk, _bos(context)
+def _repeats(
+    context: Context, model: LanguageModel, one: Pair, features: tuple[Columns, Columns], bos: int
+) -> Rows:
+    config, (q, k) = context.plan.config.qk, features
     n_blocks = analysed_blocks(context, the_analysed_text(context))
     half = min(config.half, (model.shape.n_ctx - 1) // 2)
     found = followers(k, config.targets, bos) if config.repeats else []
@@ -71,9 +70,8 @@ def _repeats(context: Context, model: LanguageModel, one: Pair, q: Columns, k: C
     }
 
 
-def _prompts(context: Context, model: LanguageModel, one: Pair) -> Rows:
-    prompts, bos = context.plan.config.qk.prompts, _bos(context)
-    tokenizer = load_tokenizer(context.plan.files.path)
+def _prompts(context: Context, model: LanguageModel, one: Pair, tokenizer: Any) -> Rows:
+    prompts, bos = context.plan.config.qk.prompts, bos_id(tokenizer) or 0
     rows: Rows = {}
     for number, text in enumerate(prompts):
         tokens = [bos, *tokenizer(text, add_special_tokens=False)["input_ids"]]
