@@ -6,8 +6,11 @@ and a random encoder with TopK reads it. So shares sum to 1, FVE sums to 1, and 
 pre-activation by construction and not by assertion. Only numpy, pyarrow and the store are needed.
 """
 
+import atexit
+import functools
 import hashlib
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from atlas.store.parquet import write_table
-from atlas.store.release import publish
+from atlas.store.release import current, publish
 from atlas.tables import TABLES
 from tests import synthetic_dfa as dfa
 from tests import synthetic_heads as heads
@@ -214,7 +217,32 @@ def build_synthetic_release(
     """Publish a synthetic release and return the path of its DuckDB file.
 
     ``engine`` adds SAEs of other sites and a sweep, with their quality and training but without features.
+    The one of the usual size, which many tests read, is made once for a process and then copied.
     """
+    size = (seed, n_layers, n_heads, d_sae, n_blocks, context, engine)
+    folder = Path(releases_dir)
+    if (name, *size) == USUAL and not (folder / name).exists():
+        made = _usual()
+        shutil.copytree(made / name, folder / name, copy_function=shutil.copy, symlinks=True)
+        return current(folder, name).path
+    return _publish(folder, name, *size)
+
+
+USUAL = ("synthetic", 0, 2, 4, 64, 40, 32, False)
+
+
+@functools.cache
+def _usual() -> Path:
+    folder = tempfile.mkdtemp(prefix="synthetic-release-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _publish(Path(folder), *USUAL)
+    return Path(folder)
+
+
+def _publish(
+    releases_dir: Path, name: str, seed: int, n_layers: int, n_heads: int, d_sae: int, n_blocks: int,
+    context: int, engine: bool,
+) -> Path:  # fmt: skip
     rows = synthetic_rows(seed, n_layers, n_heads, d_sae, n_blocks, context, engine)
     config = {"seed": seed, "n_layers": n_layers, "n_heads": n_heads, "d_sae": d_sae}
     with tempfile.TemporaryDirectory() as folder:
@@ -228,4 +256,4 @@ def build_synthetic_release(
             "model": MODEL,
             "seed": str(seed),
         }
-        return publish(Path(releases_dir), name, parts, provenance).path
+        return publish(releases_dir, name, parts, provenance).path

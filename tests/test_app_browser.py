@@ -1,5 +1,6 @@
 """The app in a real browser: annotate from the grid, nothing lost on reload, DFA on hover."""
 
+import json
 import os
 import re
 import socket
@@ -225,3 +226,26 @@ def test_card_link_opens_the_feature_in_this_session(page, address):
     heading(page, text.replace("feature", "Feature"))
     page.keyboard.press("b")
     heading(page, "L1H2")
+
+
+def test_the_card_of_a_feature_is_saved_in_three_forms(page, address, tmp_path):
+    page.goto(f"{address}/feature?sae=synthetic/L01.z.topk-64&feature=5")
+    page.locator(".row").first.wait_for()
+
+    def saved(form):
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name=f"save this card as {form}").click()
+        waiting.value.save_as(tmp_path / waiting.value.suggested_filename)
+        return (tmp_path / waiting.value.suggested_filename).read_bytes()
+
+    card = json.loads(saved("JSON"))
+    assert (card["sae"], card["feature"], len(card["promotes"])) == ("synthetic/L01.z.topk-64", 5, 10)
+    first = card["examples"][0]
+    active = {one["position"]: one["value"] for one in first["activations"]}
+    assert active[first["position"]] == first["activation"]
+    assert first["tokens"][0] == "<|endoftext|>"
+    assert set(first["dfa"]["by_head"]) == {"L1H0", "L1H1", "L1H2", "L1H3"}
+    text = saved("HTML").decode()
+    assert "promotes" in text
+    assert "<script" not in text
+    assert saved("PNG").startswith(b"\x89PNG")

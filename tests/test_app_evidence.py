@@ -284,3 +284,24 @@ def test_an_address_names_the_colour_by_its_column(settings):
     at = show("atlas", colour="n_induction")
     assert at.selectbox(key="colour").value == "n_induction"
     assert not at.exception
+
+
+def test_features_that_fire_are_those_of_the_table(con):
+    expected = tuple(row[0] for row in rows_of(con, "SELECT feature FROM features WHERE sae = ? AND alive "
+                                               "ORDER BY feature", Z1))  # fmt: skip
+    assert features.firing(con, Z1) == expected != ()
+
+
+def test_related_features_of_one_judging_blind_have_ones_own_labels(scope, con, settings):
+    sae, number, other = rows_of(con, "SELECT sae, feature, other FROM coactivation WHERE sae = ? "
+                                      "ORDER BY feature, rank LIMIT 1", Z1)[0]  # fmt: skip
+    for who in ("ann", "bea"):
+        annotations.save_feature(settings, FeatureAnnotation(sae, other, who, label=f"of {who}"), 0)
+    ref = features.find_sae(scope.saes, sae)
+
+    def together(whose):
+        groups = related_data(scope, ref, number, whose)["groups"]
+        return next(group["rows"] for group in groups if group["title"] == "Fires together with")
+
+    assert together("bea")[0]["label"] == "of bea"
+    assert all(row["label"] == "" and row["families"] == [] for row in together("carl"))
