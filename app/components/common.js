@@ -172,6 +172,13 @@ function tokenTip(example, position, texts, sums, layer, head) {
   lines.push(["position", `${position} (${position - example.p})`.replace("-", "−")]);
   const activation = new Map(example.act).get(position);
   if (activation) lines.push(["activation", num(activation)]);
+  if (position === example.p && example.dfa) {
+    const made = example.dfa.src.filter(([h]) => head === null || head === undefined || h === head);
+    for (const [h, source, value] of made.sort((a, b) => Math.abs(b[2]) - Math.abs(a[2])).slice(0, 3)) {
+      const from = source === 0 ? "BOS" : `${texts[example.t[source]]} (${source - example.p})`.replace("-", "−");
+      lines.push([`L${layer}H${h} from ${source === position ? "here" : from}`, num(value)]);
+    }
+  }
   if (sums.has(position)) {
     const who = head === null || head === undefined ? "as a source, all heads" : `as a source of L${layer}H${head}`;
     lines.push([who, num(sums.get(position))]);
