@@ -21,7 +21,7 @@ from atlas.store.release import ReleaseInfo
 T = TypeVar("T")
 RELEASE_VARIABLE = "ATLAS_RELEASE"
 NAME_LENGTH = 80
-MEMORY = "2GB"
+MEMORY = "1GB"
 """What DuckDB may keep of one release; by itself it would take most of the machine's memory."""
 
 

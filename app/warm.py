@@ -3,6 +3,7 @@
 Views are imported, the release is opened, and what every page or every search asks of it is asked once.
 """
 
+import gc
 import importlib
 import logging
 import os
@@ -27,12 +28,12 @@ def begin(settings: Settings) -> threading.Thread:
 def make_ready(settings: Settings) -> None:
     """Import the views, and read what pages share; what is wrong is for the first page to say."""
     importlib.import_module("app.main")
-    if settings.lake_url is not None:  # a copy may have to come first, which the first page tells
-        return
     try:
-        _read(settings)
+        if settings.lake_url is None:  # with a lake a copy may have to come first, which the first page tells
+            _read(settings)
     except (AtlasError, duckdb.Error) as error:
         log.info("nothing could be read ahead: %s", error)
+    gc.freeze()  # what is here by now stays, so that collections need not look through it
 
 
 def _read(settings: Settings) -> None:

@@ -8,9 +8,22 @@ from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 
 from atlas.store.connection import cursor, open_release
-from atlas.store.queries import evidence, examples, features, heads, overview, quality, training
+from atlas.store.queries import (
+    evidence,
+    examples,
+    features,
+    heads,
+    near,
+    overview,
+    quality,
+    search,
+    shares,
+    texts,
+    training,
+)
 
 Arguments = tuple[Any, ...]
 
@@ -43,6 +56,26 @@ class Draw:
         self.names = tuple(ref.sae for ref in overview.z_saes(self._refs, self.model).values())
         self._n_heads = overview.models(con)[0].n_heads
 
+        self.all_names = tuple(ref.sae for ref in self._refs)
+        ((self._n_tokens,),) = con.execute("SELECT count(*) FROM vocab").fetchall()
+        ((self._n_blocks, self._length),) = con.execute(
+            "SELECT count(*), max(len(tokens)) FROM docs"
+        ).fetchall()
+
+    def tokens(self, n: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in self._rng.choice(self._n_tokens, n, replace=False))
+
+    def word(self) -> str:
+        rows = self._con.execute("SELECT text FROM vocab WHERE token = ?", [self.tokens(1)[0]]).fetchall()
+        return str(rows[0][0])
+
+    def places(self, n: int) -> pa.Table:
+        """A place in each of ``n`` blocks: a string that stands in so many of them."""
+        blocks = np.sort(self._rng.choice(self._n_blocks, min(n, self._n_blocks), replace=False))
+        low = self._rng.integers(1, self._length - 1, len(blocks))
+        columns = zip((blocks, low, low + 1), texts.PLACES, strict=True)
+        return pa.table([pa.array(values, field.type) for values, field in columns], schema=texts.PLACES)
+
     def sae(self) -> str:
         return self.names[self._rng.integers(len(self.names))]
 
@@ -64,6 +97,8 @@ def cases(draw: Draw) -> Iterator[Case]:
     yield from _of_heads(draw)
     yield from _of_features(draw)
     yield from _evidence(draw)
+    yield from _searches(draw)
+    yield from _beside(draw)
 
 
 def _whole(draw: Draw) -> Iterator[Case]:
@@ -92,7 +127,7 @@ def _of_heads(draw: Draw) -> Iterator[Case]:
         for k in (10, 50):
             yield Case("head", f"top_features {measure}, {k}", heads.top_features,
                        lambda m=measure, k=k: (*draw.head(), m, k))  # fmt: skip
-    yield Case("head", "share_scatter", heads.share_scatter, draw.head)
+    yield Case("head, unfolded", "shares.in_head", shares.in_head, draw.head)
     yield Case("head", "head_summary", heads.head_summary, draw.head)
     for k, n in ((10, 3), (50, 10)):
         yield Case("head", f"summaries, {k}", features.summaries, lambda k=k: draw.features(k))
@@ -127,6 +162,37 @@ def _evidence(draw: Draw) -> Iterator[Case]:
     for family in ("dense", "induction"):
         yield Case("head", f"family_features {family}", evidence.family_features,
                    lambda f=family: (draw.sae(), f, int(draw.head()[1])))  # fmt: skip
+
+
+def _searches(draw: Draw) -> Iterator[Case]:
+    """What a search asks; the table of all features and the text are made once per server (first, cold)."""
+    every = search.Filters(draw.all_names)
+    chosen = {
+        "all": every,
+        "a family": search.Filters(draw.all_names, families=("induction",)),
+        "a range": search.Filters(draw.all_names, ranges=(("density", 0.001, 0.01),), order="-n_active"),
+    }
+    for name, filters in chosen.items():
+        for query in (search.page, search.facets):
+            yield Case("search", f"{query.__name__}, {name}", query, lambda f=filters: (f,))
+    for role in search.ROLES:
+        yield Case("search", f"by_token {role}, 2 tokens", search.by_token,
+                   lambda role=role: (draw.tokens(2), role))  # fmt: skip
+    yield Case("search", "tokens_like", texts.tokens_like, lambda: (draw.model, draw.word()))
+    yield Case("search", "like", search.like, draw.feature)
+    for n in (50, 500):
+        yield Case("search", f"by_places, {n} blocks", search.by_places, lambda n=n: (draw.places(n),))
+    yield Case("search, once", "read_texts", texts.read_texts, lambda: (draw.model,))
+
+
+def _beside(draw: Draw) -> Iterator[Case]:
+    yield Case("head, unfolded", "heads_of_one_layer", near.heads_of_one_layer, draw.head)
+    yield Case("head, unfolded", "profiles", near.profiles, lambda: (draw.names,))
+    yield Case("atlas", "layer_rows", near.layer_rows, lambda: (draw.names,))
+    yield Case("compare", "shares.in_two_heads", shares.in_two_heads,
+               lambda: (draw.sae(), *(draw.head()[1] for _ in range(2))))  # fmt: skip
+    yield Case("compare", "densities, 2 SAEs", near.densities, lambda: ((draw.sae(), draw.sae()),))
+    yield Case("compare", "family_counts", evidence.family_counts, lambda: (draw.sae(),))
 
 
 def forget(path: Path) -> None:

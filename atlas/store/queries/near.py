@@ -23,20 +23,19 @@ def heads_of_one_layer(con: duckdb.DuckDBPyConnection, sae: str, head: int) -> p
     The cosine of two heads' vectors of decoder shares over the features that fire: 1 where every feature
     belongs to both in the same proportion. Ties go to the lower head.
     """
-    return arrow(
-        con,
-        """
-        WITH shares AS (
-            SELECT a.feature, a.head, a.decoder_share::DOUBLE AS share
-            FROM head_attribution a JOIN features f USING (sae, feature) WHERE a.sae = $sae AND f.alive
-        )
-        SELECT o.head,
-               sum(o.share * h.share) / nullif(sqrt(sum(o.share^2)) * sqrt(sum(h.share^2)), 0) AS cosine
-        FROM shares o JOIN shares h USING (feature)
-        WHERE h.head = $head AND o.head != $head GROUP BY o.head ORDER BY cosine DESC NULLS LAST, o.head
-        """,
-        {"sae": sae, "head": head},
-    )
+    shares = arrow(con, "SELECT feature, head, decoder_share FROM head_attribution WHERE sae = ?", [sae])
+    fires = arrow(con, "SELECT feature FROM features WHERE sae = ? AND alive", [sae])["feature"].to_numpy()
+    feature, place, value = (shares[name].to_numpy() for name in ("feature", "head", "decoder_share"))
+    matrix = np.zeros((max(feature.max(initial=0), fires.max(initial=0)) + 1, place.max(initial=head) + 1))
+    matrix[feature, place] = np.nan_to_num(value)
+    products = matrix[fires].T @ matrix[fires]
+    norms = np.sqrt(np.diag(products))
+    known = np.unique(place[place != head])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = products[head, known] / (norms[head] * norms[known])
+    order = np.lexsort((known, -np.nan_to_num(cosines, nan=-np.inf).round(12)))
+    cosine = pa.array(cosines[order], pa.float64(), from_pandas=True)  # a head without shares has none
+    return pa.table({"head": pa.array(known[order], pa.int16()), "cosine": cosine})
 
 
 def profiles(con: duckdb.DuckDBPyConnection, saes: Sequence[str]) -> dict[tuple[int, int], np.ndarray]:
