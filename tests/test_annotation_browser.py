@@ -83,7 +83,9 @@ def test_no_pause_between_heads_and_nothing_is_lost(page, address):
     for key in ("Escape", "p", "j"):
         keys.press(key)
     rows = page.locator(".st-key-note-verdicts .row")
-    expect(rows.nth(1)).to_have_class("row here", timeout=60_000)
+    expect(page.locator("html:not([data-held])")).to_have_count(1, timeout=60_000)
+    ready(page, "L0H2")
+    expect(rows.nth(1)).to_have_class("row here")
     expect(rows.locator(".said").nth(0)).to_have_text("odd one out")
     expect(rows.locator(".said").nth(1)).to_have_text("can't say")
     expect(rows.locator(".said").nth(2)).to_have_text("commas")

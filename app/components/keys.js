@@ -1,6 +1,7 @@
 // The keyboard of the annotation form: letters act while no field is edited, and nothing typed is lost.
 
 const ASKED_BY = { note_next: "next", before: "before", after: "after", unseen: "unseen" };
+const JUMP = ".st-key-jump";
 const MOVING = Object.keys(ASKED_BY).map((name) => `.st-key-${name}`).join(", ");
 
 // What a letter does while no field is edited; false if it does nothing here.
@@ -17,6 +18,10 @@ function letter(event) {
   else if (key === "s") press(`${own("star")} input`);
   else if (key === "v") press(`${own("novel")} input`);
   else if (key === "z") ask(event.shiftKey ? "redo" : "undo");
+  else if (key === "b") press(".st-key-blind_switch input");
+  else if (key === "h") press(`${own("history")} summary`);
+  else if (key === "t") comment();
+  else if (key === "/") fresh(".st-key-jump input")?.focus();
   else if (event.key === "?") help();
   else return false;
   return true;
@@ -31,7 +36,9 @@ function pressed(event) {
   const modified = event.ctrlKey || event.metaKey || event.altKey;
   const active = deepActive();
   const key = event.key.toLowerCase();
-  if (event.key === "Escape" && isField(active) && active.closest?.(".st-key-note-form")) {
+  if (event.key === "Escape" && isField(active) && (inForm(active) || active.closest?.(JUMP))) {
+    // In a list that is closed, the widget would take Escape as the wish to have nothing chosen.
+    if (active.role === "combobox" && active.ariaExpanded !== "true") event.stopImmediatePropagation();
     leave(active);
     return;
   }
@@ -81,7 +88,10 @@ export default function (component) {
   const { place, kind, prefix, does, answered } = component.data;
   const page = document.documentElement.dataset;
   if (!form.mounted) install();
-  else if (form.place !== place) document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
+  else if (form.place !== place) {
+    document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
+    if (deepActive()?.closest?.(JUMP)) leave(deepActive());
+  }
   Object.assign(form, { place, kind, prefix, does, answered, mounted: true, send: component.setStateValue });
   page.keys = "ready";
   page.head = place;

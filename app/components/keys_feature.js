@@ -31,6 +31,7 @@ function comment() {
   if (form.held) return;
   const held = { keys: [], arrived: Date.now(), playing: true };
   form.held = held;
+  document.documentElement.dataset.held = "1";
   focusSoon(".st-key-note-talk textarea").then(() => play(held));
 }
 

@@ -9,7 +9,7 @@ const KEYS = [
   ["c", "cannot say"],
   ["a", "all that are not judged yet: the verdict of the feature above"],
   ["x", "take the verdict back"],
-  ["m, then Tab and Space", "class of semanticity (follows from the verdicts by itself)"],
+  ["m, then ←, → and Space", "class of semanticity (follows from the verdicts by itself)"],
   ["Shift+1 to Shift+5", "confidence"],
   ["s, v", "star, novel"],
   ["z, Shift+z", "undo, redo"],
@@ -18,6 +18,10 @@ const KEYS = [
   ["Ctrl+Enter", "save as done, go to the next open head"],
   ["n, p", "next, previous head"],
   ["u", "next head that is not done"],
+  ["/", "go to a head by its name"],
+  ["h", "history of the note"],
+  ["t", "write a comment; Ctrl+Enter there sends it"],
+  ["b", "blind: hide scores and what others wrote"],
   ["?", "this help"],
 ];
 

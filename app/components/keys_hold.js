@@ -21,6 +21,12 @@ function send(asked) {
   form.send("asked", asked);
 }
 
+// What is typed into an open list of choices is chosen, for leaving it would forget it.
+function choose(field) {
+  if (field.role !== "combobox" || field.ariaExpanded !== "true" || !field.value) return;
+  field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", code: "Enter", bubbles: true, cancelable: true }));
+}
+
 // Asks the server to do something with this note; true if that may lead to another head.
 function ask(name) {
   if (name === "next" && sendComment()) return false;
@@ -29,6 +35,7 @@ function ask(name) {
   const active = deepActive();
   const goes = GOES.includes(does);
   if (isField(active) && inForm(active)) {
+    choose(active);
     if (goes || !(active instanceof HTMLTextAreaElement)) leave(active);
     else keep(active);
   }
