@@ -56,9 +56,33 @@ function arrowKeys(table, data) {
   });
 }
 
+// While nothing has the focus, an arrow to the side goes into the grid, which is far down in the order of the page.
+const reached = new WeakMap();
+
+function reachable(root) {
+  if (!reached.has(root)) {
+    const pressed = (event) => {
+      const plain = !(event.ctrlKey || event.metaKey || event.altKey || event.shiftKey);
+      if (!plain || !/^Arrow(Left|Right)$/.test(event.key) || document.activeElement !== document.body) return;
+      event.preventDefault();
+      root.querySelector(".cell[tabindex='0']")?.focus();
+    };
+    window.addEventListener("keydown", pressed);
+    reached.set(root, () => {
+      window.removeEventListener("keydown", pressed);
+      reached.delete(root);
+    });
+  }
+  return reached.get(root);
+}
+
 export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
-  const root = parentElement.querySelector(".root");
+  const root = component.parentElement.querySelector(".root");
+  draw(component, root);
+  return component.data.mini ? undefined : reachable(root);
+}
+
+function draw({ data, setTriggerValue }, root) {
   if (root.dataset.version === data.version) return;
   root.dataset.version = data.version;
   root.replaceChildren();

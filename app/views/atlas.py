@@ -230,7 +230,7 @@ def render() -> None:
         return
     draw.heads_grid("heads", grid_data(scope, notes, numbers, colour, only), scope.model.model)
     if not notes:
-        st.caption("No head is annotated yet: click one, or press Tab, move by arrow keys, and press Enter.")
+        st.caption("No head is annotated yet: click one, or move with the arrow keys and press Enter.")
     layer_rows.show(scope, notes)
 
 
