@@ -51,6 +51,11 @@ Acts = Mapping[str, Callable[[], object]]
 """What the keys of a form can ask for: save, next, before, after, unseen, undo, redo."""
 
 
+@st.cache_resource(show_spinner=False)
+def _keys_script() -> str:
+    return _read("keys_fields.js", "keys_hold.js", "keys_help.js", "keys_feature.js", "keys.js")
+
+
 def form_keys(key: str, place: str, prefix: str, acts: Acts, kind: str = "head") -> None:
     """Invisible: the keys of the form about a head or feature; drawn after it, to tell when that is there.
 
@@ -69,8 +74,7 @@ def form_keys(key: str, place: str, prefix: str, acts: Acts, kind: str = "head")
         if sent.get("at") == place and sent.get("do") in acts:
             acts[sent["do"]]()
 
-    script = _read("keys_fields.js", "keys_hold.js", "keys_help.js", "keys_feature.js", "keys.js")
-    mount = st.components.v2.component("head_atlas_keys", js=script)
+    mount = st.components.v2.component("head_atlas_keys", js=_keys_script())
     data = {"place": place, "kind": kind, "prefix": prefix, "does": list(acts)}
     mount(key=key, data={**data, "answered": st.session_state.get(answered, 0)}, on_asked_change=asked)
 

@@ -42,6 +42,11 @@ function pressed(event) {
     leave(active);
     return;
   }
+  if (key === "enter" && active?.closest?.(JUMP) && active.ariaExpanded === "true") {
+    // After the list has seen the key.
+    queueMicrotask(() => hold({ at: form.place, perhaps: true }));
+    return;
+  }
   const command = event.ctrlKey || event.metaKey ? { s: "save", enter: "next" }[key] : null;
   if (command) ask(command);
   else if (modified || isField(active)) return;
@@ -53,8 +58,10 @@ function pressed(event) {
 }
 
 function clicked(event) {
+  if (!form.mounted || form.held || !event.isTrusted) return;
+  if (event.composedPath().some((node) => node.matches?.(".mini .cell"))) hold({ at: form.place, perhaps: true });
   const box = event.target.closest?.(MOVING);
-  if (!form.mounted || form.held || !event.isTrusted || !box) return;
+  if (!box) return;
   const [, name] = Object.entries(ASKED_BY).find(([key]) => box.classList.contains(`st-key-${key}`));
   if (!form.does.includes(name)) return;
   event.preventDefault();

@@ -7,6 +7,8 @@
 // newer message overtakes it, a value comes along with that one.
 
 const ASK_AGAIN_MS = 3000;
+// A choice in the list or the map of heads leads to another head, unless it is the one that is open.
+const PERHAPS_MS = 1500;
 const SETTLE_MS = 60;
 const LONGEST_SETTLE_MS = 3000;
 const MOVES = { n: "after", p: "before", u: "unseen" };
@@ -55,10 +57,12 @@ function hold(asked) {
 }
 
 function look(held) {
-  const here = form.place !== held.asked.at ? Boolean(fresh(own("label"))) : form.answered >= held.asked.seq;
+  const { at, seq } = held.asked;
+  const here = form.place !== at ? Boolean(fresh(own("label"))) : form.answered >= (seq ?? Infinity);
   if (!here) {
     if (running()) held.since = Date.now();
-    else if (Date.now() - held.since > ASK_AGAIN_MS) {
+    else if (held.asked.perhaps && Date.now() - held.since > PERHAPS_MS) finish(held);
+    else if (!held.asked.perhaps && Date.now() - held.since > ASK_AGAIN_MS) {
       held.since = Date.now();
       send(held.asked);
     }
@@ -67,12 +71,14 @@ function look(held) {
   held.arrived ||= Date.now();
   const waited = Date.now() - held.arrived;
   // Until the page is at rest its parts may still be moved about.
-  if (waited > LONGEST_SETTLE_MS || (waited > SETTLE_MS && !running())) {
-    clearInterval(held.poll);
-    // What is pressed while the others are played again still queues up behind them.
-    held.playing = true;
-    play(held);
-  }
+  if (waited > LONGEST_SETTLE_MS || (waited > SETTLE_MS && !running())) finish(held);
+}
+
+function finish(held) {
+  clearInterval(held.poll);
+  // What is pressed while the others are played again still queues up behind them.
+  held.playing = true;
+  play(held);
 }
 
 function drop() {
