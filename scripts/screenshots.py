@@ -28,6 +28,9 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 QUERY = "SELECT+sae,+l0,+variance_explained,+ce_recovered,+alive+FROM+sae_summary+ORDER+BY+layer"
+TRACED = urlencode(
+    {"text": "import numpy as np", "sae": "docs-12l/L05.z.topk-768", "feature": 229, "position": 4}
+)
 VIEWS = {
     "overview": ("overview", "canvas", 1250),
     "atlas": ("atlas?colour=induction", ".cell", 900),
@@ -44,7 +47,16 @@ VIEWS = {
     ),
     "training": ("training", ".vega-embed", 1500),
     "jobs": ("jobs", "h1", 700),
+    "queue": ("queue", "h1", 900),
+    "survey": ("survey", "h1", 900),
+    "induction": ("induction", ".vega-embed", 1500),
+    "tasks": ("tasks", ".vega-embed", 1100),
+    "circuit": (f"circuit?{TRACED}", ".ha-tree", 1100),
+    "qk": ("qk", ".vega-embed", 1500),
+    "ioi": ("ioi", ".vega-embed", 1300),
 }
+OF_STUDIES = ("qk", "ioi")
+"""Views of tables that a build with q and k SAEs and `atlas ioi` make."""
 WAIT_MS = 120_000
 
 
@@ -103,7 +115,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--all", action="store_true", help="light and dark, 1400 and 800 px")
-    parser.add_argument("--views", nargs="*", choices=[*VIEWS], default=[*VIEWS])
+    of_builds = [name for name in VIEWS if name not in OF_STUDIES]
+    parser.add_argument("--views", nargs="*", choices=[*VIEWS], default=of_builds)
     parser.add_argument("--head", default="L0H0", help="the head that is shown")
     parser.add_argument("--feature", nargs=2, metavar=("SAE", "NUMBER"), help="the feature that is shown")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
