@@ -153,12 +153,14 @@ def feature_form(scope: Scope, ref: SaeRef, number: int, who: str, onward: int |
         _buttons(draft, onward, partial(_go_open, scope, ref, number, who))
         acts = _acts(draft, scope, ref, onward)
         draw.form_keys("typing", f"{ref.sae} {number}", draft.prefix, acts, "feature")
+        hidden = blind.hides_feature(scope.settings, ref.sae, number, who)
         with st.container(key="note-beside"):
+            if hidden:
+                st.caption(blind.SAID_FEATURE)
             one, two, three = st.columns(3)
         with one:
             note_history.history(draft)
-        if blind.hides_feature(scope.settings, ref.sae, number, who):
-            two.caption(blind.SAID_FEATURE)
+        if hidden:
             return
         with two:
             others(scope, ref, number, who)

@@ -51,6 +51,7 @@ def talk(settings: Settings, place: Place, who: str) -> None:
             st.text_area(
                 "Comment", key=key, max_chars=COMMENT_LENGTH, height=68, label_visibility="collapsed",
                 placeholder="a question or remark, seen by everybody; Ctrl+Enter sends it",
+                persist_state="session",
             )  # fmt: skip
             st.button("Comment", key=f"say {key}", on_click=_say, args=(settings, place, who, key))
             if error := st.session_state.get(f"{key} error"):

@@ -12,6 +12,8 @@ const FEATURE_KEYS = [
   ["Ctrl+Enter", "save, go to the next feature that fires"],
   ["n, p", "next, previous feature that fires"],
   ["u", "next feature that you have not rated"],
+  ["/", "go to a feature by its number"],
+  ["h", "history of the note"],
   ["b", "back to the head that one came from"],
   ["?", "this help"],
 ];
@@ -32,7 +34,7 @@ function comment() {
   const held = { keys: [], arrived: Date.now(), playing: true };
   form.held = held;
   document.documentElement.dataset.held = "1";
-  focusSoon(".st-key-note-talk textarea").then(() => play(held));
+  focusSoon(".st-key-note-talk textarea").then((there) => (there ? play(held) : drop()));
 }
 
 // In a comment, Ctrl+Enter sends it: until then it is kept nowhere else. False if no comment is being written.
@@ -44,12 +46,14 @@ function sendComment() {
   return true;
 }
 
-// A field that is unfolded first needs a moment until it can have the focus.
+// A field that is unfolded first needs a moment until it can have the focus; false if it never got it.
 async function focusSoon(selector) {
-  for (let i = 0; i < 80; i++) {
-    if (into(selector) === document.activeElement) return;
+  for (let i = 0; i < 160; i++) {
+    const field = into(selector);
+    if (field && field === document.activeElement) return true;
     await new Promise((done) => setTimeout(done, 25));
   }
+  return false;
 }
 
 // What a letter does while no field is edited; false if it does nothing here.
@@ -59,6 +63,8 @@ function featureLetter(event) {
   else if (key === "w") into(`${own("notes")} textarea`);
   else if (key === "t") into(`${own("tags")} input`);
   else if (key === "c") comment();
+  else if (key === "h") press(`${own("history")} summary`);
+  else if (key === "/") fresh(".st-key-jump_feature input")?.select();
   else if (RATINGS.includes(key)) rate(RATINGS.indexOf(key));
   else if (key === "x") rate(null);
   else if (key === "z") ask(event.shiftKey ? "redo" : "undo");
