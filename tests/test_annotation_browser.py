@@ -105,6 +105,41 @@ def test_no_pause_between_heads_and_nothing_is_lost(page, address):
     expect(page.get_by_text(re.compile("^draft, version"))).to_be_visible()
 
 
+def test_names_in_use_are_offered_and_what_is_typed_stays(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/head?head=L1H0&annotator=names")
+    ready(page, "L1H0")
+    keys, form = page.keyboard, page.locator(".st-key-note-form")
+    keys.type("gcommas")
+    keys.press("Enter")
+    keys.press("a")
+    expect(form.get_by_text("commas 10/10: monosemantic")).to_be_visible()
+    keys.type("gcolons")
+    keys.press("Enter")
+    expect(form.get_by_text("commas 9/10, colons 1/10: nearly monosemantic")).to_be_visible()
+    keys.type("gMMA")
+    expect(page.get_by_role("option", name="commas")).to_be_visible()
+    keys.press("ArrowDown")
+    keys.press("Enter")
+    expect(form.get_by_text("commas 10/10: monosemantic")).to_be_visible()
+    expect(form.get_by_text("colons")).to_have_count(0)
+    keys.type("rname mover")
+    for key in ("Enter", "Escape", "Control+s"):
+        keys.press(key)
+    expect(page.get_by_text(re.compile("^done, version"))).to_be_visible()
+    page.reload()
+    ready(page, "L1H0")
+    expect(page.get_by_label("Role")).to_have_value("name mover")
+    keys.press("/")
+    keys.type("L1H2")
+    keys.press("Enter")
+    keys.type("etyped at once")
+    keys.press("Escape")
+    ready(page, "L1H2")
+    expect(label(page)).to_have_value("typed at once")
+
+
 def test_the_second_writer_sees_both_texts(page, browser, address):
     from playwright.sync_api import expect
 
