@@ -25,6 +25,12 @@ function rate(at) {
   if (at !== chosen) buttons[at === null ? chosen : at]?.click();
 }
 
+function number() {
+  const field = fresh(".st-key-jump_feature input");
+  field?.focus();
+  field?.select();
+}
+
 function comment() {
   const box = fresh(".st-key-note-talk details");
   if (!box) return;
@@ -64,7 +70,7 @@ function featureLetter(event) {
   else if (key === "t") into(`${own("tags")} input`);
   else if (key === "c") comment();
   else if (key === "h") press(`${own("history")} summary`);
-  else if (key === "/") fresh(".st-key-jump_feature input")?.select();
+  else if (key === "/") number();
   else if (RATINGS.includes(key)) rate(RATINGS.indexOf(key));
   else if (key === "x") rate(null);
   else if (key === "z") ask(event.shiftKey ? "redo" : "undo");
