@@ -1,9 +1,10 @@
 // The fields of the annotation form: which are this head's own, how they get the focus and how they give it up.
 //
-// A text area tells the server when it is left, so it is left for a moment after a pause in typing, before a
-// save by keyboard, and when the page goes away.
+// A text area tells the server when it is left, so it is left for a moment after a pause in typing, every few
+// seconds where there is none, before a save by keyboard, and when the page goes away.
 
 const PAUSE_MS = 800;
+const LONGEST_MS = 4000;
 
 const form = {
   mounted: false,
@@ -15,6 +16,7 @@ const form = {
   seq: 0,
   held: null,
   timer: 0,
+  unkept: 0,
 };
 
 function isField(node) {
@@ -78,7 +80,12 @@ function typed(event) {
   if (!(event.target instanceof HTMLTextAreaElement) || !inForm(event.target)) return;
   clearTimeout(form.timer);
   const field = event.target;
-  form.timer = setTimeout(() => document.activeElement === field && keep(field), PAUSE_MS);
+  form.unkept ||= Date.now();
+  const wait = Math.max(0, Math.min(PAUSE_MS, form.unkept + LONGEST_MS - Date.now()));
+  form.timer = setTimeout(() => {
+    form.unkept = 0;
+    if (document.activeElement === field) keep(field);
+  }, wait);
 }
 
 function into(selector) {
