@@ -19,7 +19,7 @@ function letter(event) {
   else if (key === "v") press(`${own("novel")} input`);
   else if (key === "z") ask(event.shiftKey ? "redo" : "undo");
   else if (key === "b") press(".st-key-blind_switch input");
-  else if (key === "h") press(`${own("history")} summary`);
+  else if (key === "h") unfold(`${own("history")} summary`);
   else if (key === "t") comment();
   else if (key === "/") fresh(".st-key-jump input")?.focus();
   else if (event.key === "?") help();

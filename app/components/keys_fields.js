@@ -98,3 +98,16 @@ function into(selector) {
 function press(selector) {
   fresh(`.st-key-note-form ${selector}`)?.click();
 }
+
+// Opens or closes a part that is folded away, and shows where it is.
+function unfold(selector) {
+  const summary = fresh(`.st-key-note-form ${selector}`);
+  if (!summary) return;
+  summary.click();
+  summary.focus({ preventScroll: true });
+  summary.style.scrollMarginTop = "4.5rem";
+  const show = () => document.activeElement === summary && summary.scrollIntoView({ block: "start" });
+  show();
+  // Once more when what is inside has come.
+  setTimeout(show, 700);
+}
