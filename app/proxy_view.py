@@ -12,6 +12,7 @@ from app.components import draw
 from app.components.payload import Texts, example
 from app.search_answers import text_of
 from app.state import Scope
+from app.whole import Newer
 from atlas.errors import AtlasError, QueryError
 from atlas.store import proxies
 from atlas.store.proxies import Bin, Counts, Truth
@@ -48,7 +49,7 @@ def _truth(scope: Scope, guess: Guess, blocks: Sequence[int]) -> Truth:
     settings, sql = scope.settings, proxies.predicate_sql(guess.text, blocks)
     found = run_sql(
         sql, scope.release.path, {}, seconds=settings.query_seconds, memory=settings.query_memory,
-        rows=2_000_000,
+        rows=2_000_000, cancel=Newer(),
     )  # fmt: skip
     if found.truncated:
         raise QueryError("the condition holds on more tokens than can be counted; ask for less")

@@ -5,14 +5,16 @@ session state, and if there is one it stops the run right there. It does so in t
 and does not call it again. A note would be stored and the session not know of it (so that its next save
 conflicts with itself), or a press of a button would be half done. Inside :func:`undisturbed` the newer
 request waits. (``atlas app`` turns off ``runner.fastReruns``, with which a newer request does not wait for
-anything but runs beside the older one.)
+anything but runs beside the older one. What takes long looks for itself: :class:`Newer`.)
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 P = ParamSpec("P")
@@ -44,3 +46,15 @@ def whole(callback: Callable[P, R]) -> Callable[P, R]:
             return callback(*args, **kwargs)
 
     return all_of_it
+
+
+class Newer(threading.Event):
+    """Ends something long, such as a query, when the browser asks for something newer: that stops the run.
+
+    It is given to what takes a ``cancel`` event and looks at it now and then, in the thread of the run.
+    """
+
+    def is_set(self) -> bool:
+        """Whether somebody set it; where a newer request waits, Streamlit's own exception ends the run."""
+        _ = "newer" in st.session_state
+        return super().is_set()

@@ -66,6 +66,16 @@ def test_an_error_inside_does_not_keep_requests_waiting(requests):
     assert request.type == ScriptRequestType.RERUN
 
 
+def test_something_long_ends_when_a_newer_request_waits(requests, monkeypatch):
+    monkeypatch.setattr(whole.st, "session_state", session(requests))
+    newer = whole.Newer()
+    with pytest.raises(RerunException):
+        newer.is_set()
+    assert not newer.is_set()
+    newer.set()
+    assert newer.is_set()
+
+
 def test_outside_of_a_run_nothing_happens(monkeypatch):
     monkeypatch.setattr(whole, "get_script_run_ctx", lambda **_: None)
     assert whole.whole(lambda a, b: a + b)(1, b=2) == 3

@@ -12,6 +12,7 @@ from app import access, saved_view, sql_errors, sql_parts, sql_schema, state, st
 from app.components import draw
 from app.sql_errors import Wrong
 from app.state import Scope
+from app.whole import Newer
 from atlas.db.arrow import arrow_tables
 from atlas.db.saved import note_query
 from atlas.errors import QueryError
@@ -63,6 +64,7 @@ def _ask(scope: Scope, sql: str) -> Result | Wrong:
             return run_sql(
                 sql, scope.release.path, {**arrow_tables(settings), **study_tables(settings)},
                 seconds=settings.query_seconds, memory=settings.query_memory, rows=settings.query_rows,
+                cancel=Newer(),
             )  # fmt: skip
     except QueryError as error:
         return Wrong(str(error), sql_errors.place(str(error), sql))
