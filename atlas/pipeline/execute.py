@@ -126,9 +126,16 @@ def _write_inventory(folder: Path) -> None:
 _VERIFIED: set[tuple[str, int]] = set()
 
 
+def _published(folder: Path) -> tuple[str, int]:
+    return str(folder), (folder / INVENTORY).stat().st_mtime_ns
+
+
 def damaged_files(folder: Path) -> list[str]:
-    """Files of a complete output whose content is no longer what was published; read once per process."""
-    key = str(folder), (folder / INVENTORY).stat().st_mtime_ns
+    """Files of a complete output whose content is no longer what was published.
+
+    Each is read once per process, when it is written or first asked for.
+    """
+    key = _published(folder)
     if key in _VERIFIED:
         return []
     known = _inventory(folder)
@@ -164,6 +171,7 @@ def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> N
             with atomic_dir(final) as work:
                 STEPS[step.kind](Context(plan, step, settings, work, scratch, progress, shared))
                 _write_inventory(work)
+            _VERIFIED.add(_published(final))
 
         within_memory(make, step)
         shared.give(final, is_complete, replace=step.kind == "publish")
