@@ -7,7 +7,8 @@ near-miss examples and every other table of such a build; the numbers are random
 the time of each stage, the bytes by table, and the latency of every query behind a view of the app: cold is
 the first query of a new connection with nothing of the file in memory; new are queries that a connection
 has not been asked before, with the file in the operating system's memory; warm are the same again, the
-fastest of ``--tries``. ``--release FILE`` measures a release that is already there.
+fastest of ``--tries``, and cpu their processor time. ``--release FILE`` measures a release that is already
+there.
 """
 
 import argparse
@@ -111,8 +112,8 @@ def print_latencies(path: Path, repeats: int, tries: int) -> None:
     print(f"\nopening a release of which nothing is in memory: {opened(path):.0f} ms")
     first = [cold(path, case) for case in asked]
     recall(path)
-    head = "| view | query | cold ms | new p50 ms | new p95 ms | warm p50 ms | warm p95 ms |"
-    print(f"\n{head}\n|{'---|' * 7}")
+    columns = ("view", "query", "cold ms", "new p50", "new p95", "warm p50", "warm p95", "cpu p50", "cpu p95")
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for case, one in zip(asked, first, strict=True):
         times = " | ".join(f"{value:.1f}" for value in (one, *latency(path, case, repeats, tries)))
         print(f"| {case.view} | {case.name} | {times} |", flush=True)

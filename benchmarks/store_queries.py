@@ -38,12 +38,17 @@ class Case(NamedTuple):
 
 
 class Latency(NamedTuple):
-    """Milliseconds of a query with other and other arguments, and with the same ones again."""
+    """Milliseconds of a query with other and other arguments, and with the same ones again.
+
+    ``cpu`` is of processors: the sum over threads, which other work on the machine hardly changes.
+    """
 
     new_p50: float
     new_p95: float
     warm_p50: float
     warm_p95: float
+    cpu_p50: float
+    cpu_p95: float
 
 
 class Draw:
@@ -211,10 +216,11 @@ def recall(path: Path) -> None:
             pass
 
 
-def _milliseconds(con: duckdb.DuckDBPyConnection, case: Case, arguments: Arguments) -> float:
-    start = time.perf_counter()
+def _milliseconds(con: duckdb.DuckDBPyConnection, case: Case, arguments: Arguments) -> tuple[float, float]:
+    """By the clock, and of processors."""
+    start, cpu = time.perf_counter(), time.process_time()
     case.query(cursor(con), *arguments)
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (time.perf_counter() - start), 1000 * (time.process_time() - cpu)
 
 
 def cold(path: Path, case: Case) -> float:
@@ -223,7 +229,7 @@ def cold(path: Path, case: Case) -> float:
     for _ in range(3):
         forget(path)
         con = open_release(path)
-        times.append(_milliseconds(con, case, case.arguments()))
+        times.append(_milliseconds(con, case, case.arguments())[0])
         con.close()
     return float(np.median(times))
 
@@ -236,11 +242,12 @@ def latency(path: Path, case: Case, repeats: int, tries: int) -> Latency:
     con = open_release(path)
     try:
         arguments = [case.arguments() for _ in range(repeats)]
-        new = [_milliseconds(con, case, one) for one in arguments]
-        warm = [min(_milliseconds(con, case, one) for _ in range(tries)) for one in arguments]
+        new = [_milliseconds(con, case, one)[0] for one in arguments]
+        again = np.array([[_milliseconds(con, case, one) for _ in range(tries)] for one in arguments])
     finally:
         con.close()
-    return Latency(*(float(np.quantile(times, q)) for times in (new, warm) for q in (0.5, 0.95)))
+    warm, cpu = again.min(axis=1).T
+    return Latency(*(float(np.quantile(times, q)) for times in (new, warm, cpu) for q in (0.5, 0.95)))
 
 
 def opened(path: Path) -> float:

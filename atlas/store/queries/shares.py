@@ -28,7 +28,7 @@ class Points:
 
 
 def largest(table: pa.Table, columns: Sequence[str], most: int, also: Collection[int] = ()) -> pa.Table:
-    """Rows among the ``most`` largest of any column, and of some features; in their order. Ties go upwards.
+    """Rows among the ``most`` largest of any column, and of some features; in their order. Of equal ones the first.
 
     >>> t = pa.table({"feature": [0, 1, 2, 3], "a": [0.1, 0.9, None, 0.2], "b": [0.5, 0.1, 0.3, 0.5]})
     >>> largest(t, ["a", "b"], 1)["feature"].to_pylist(), largest(t, ["a"], 1, [2])["feature"].to_pylist()
@@ -38,8 +38,25 @@ def largest(table: pa.Table, columns: Sequence[str], most: int, also: Collection
     for name in columns:
         values = table[name].to_numpy().astype(np.float64)
         known = np.flatnonzero(~np.isnan(values))
-        keep[known[np.argsort(-values[known], kind="stable")[:most]]] = True
+        if len(known) > most:  # all above the last one kept, and of those equal to it the first
+            last = np.partition(values[known], -most)[-most]
+            equal = known[values[known] == last]
+            above = known[values[known] > last]
+            known = np.concatenate([above, equal[: most - len(above)]])
+        keep[known] = True
     return table.filter(pa.array(keep))
+
+
+def _correlations(shares: pa.Table, measures: Sequence[str]) -> dict[tuple[str, str], float | None]:
+    """Rank correlations of each pair; where no value is missing, every measure is ranked once alone."""
+    pairs = list(combinations(measures, 2))
+    frame = shares.select(list(measures)).to_pandas()
+    if len(frame) < 3 or frame.isna().any(axis=None):
+        return {pair: rank_correlation(shares, *pair) for pair in pairs}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = np.corrcoef(frame.rank().to_numpy().T)
+    values = {pair: float(found[tuple(measures.index(name) for name in pair)]) for pair in pairs}
+    return {pair: None if np.isnan(value) else round(value, 12) for pair, value in values.items()}
 
 
 def in_head(
@@ -47,7 +64,7 @@ def in_head(
 ) -> Points:
     """Decoder share, FVE and DFA share of features in one head; features ``also`` are always among them."""
     shares = share_scatter(con, sae, head)
-    rho = {pair: rank_correlation(shares, *pair) for pair in combinations(MEASURES, 2)}
+    rho = _correlations(shares, list(MEASURES))
     return Points(largest(shares, list(MEASURES), most, also), shares.num_rows, rho)
 
 
