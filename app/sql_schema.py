@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from app.state import Scope
-from atlas.cli.schema import Entry, Field, entries
 from atlas.db.arrow import SCHEMAS
+from atlas.schema import Entry, Field, entries
 from atlas.store.queries import words
 from atlas.store.queries.words import Columns
 from atlas.store.study_tables import STUDY_TABLES

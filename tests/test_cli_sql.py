@@ -12,11 +12,13 @@ from click.testing import CliRunner
 
 from atlas.api import open_atlas
 from atlas.cli.releases import releases
-from atlas.cli.schema import ANNOTATIONS, entries, schema, to_markdown
+from atlas.cli.schema import schema, to_markdown
 from atlas.cli.sql import sql
 from atlas.db.annotations import HeadAnnotation, save_head
 from atlas.db.arrow import SCHEMAS, arrow_tables
+from atlas.db.meanings import ANNOTATIONS
 from atlas.errors import ConfigError, ConflictError, QueryError, StoreError
+from atlas.schema import entries
 from atlas.settings import load_settings
 from atlas.store.release import current
 from atlas.store.sandbox import run_sql
