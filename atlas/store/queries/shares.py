@@ -28,7 +28,7 @@ class Points:
 
 
 def largest(table: pa.Table, columns: Sequence[str], most: int, also: Collection[int] = ()) -> pa.Table:
-    """Rows among the ``most`` largest of any column, and of some features; in their order. Of equal ones the first.
+    """Rows of some features and those among the ``most`` largest of any column; of equal ones the first.
 
     >>> t = pa.table({"feature": [0, 1, 2, 3], "a": [0.1, 0.9, None, 0.2], "b": [0.5, 0.1, 0.3, 0.5]})
     >>> largest(t, ["a", "b"], 1)["feature"].to_pylist(), largest(t, ["a"], 1, [2])["feature"].to_pylist()
