@@ -37,14 +37,20 @@ function pressed(event) {
   const active = deepActive();
   const key = event.key.toLowerCase();
   if (event.key === "Escape" && isField(active) && (inForm(active) || active.closest?.(JUMP))) {
-    // In a list that is closed, the widget would take Escape as the wish to have nothing chosen.
-    if (active.role === "combobox" && active.ariaExpanded !== "true") event.stopImmediatePropagation();
+    // A list of choices would take Escape as the wish to have nothing chosen.
+    if (active.role === "combobox") event.stopImmediatePropagation();
     leave(active);
     return;
   }
   if (key === "enter" && active?.closest?.(JUMP) && active.ariaExpanded === "true") {
     // After the list has seen the key.
     queueMicrotask(() => hold({ at: form.place, perhaps: true }));
+    return;
+  }
+  if (key === "enter" && !modified && event.isTrusted && unlisted(active)) {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    later(active, () => choose(active));
     return;
   }
   const command = event.ctrlKey || event.metaKey ? { s: "save", enter: "next" }[key] : null;

@@ -17,6 +17,7 @@ const form = {
   held: null,
   timer: 0,
   unkept: 0,
+  choosing: null,
 };
 
 function isField(node) {
@@ -77,6 +78,7 @@ function strayed(event) {
 }
 
 function typed(event) {
+  if (event.target.role === "combobox" && inForm(event.target)) form.choosing = event.target;
   if (!(event.target instanceof HTMLTextAreaElement) || !inForm(event.target)) return;
   clearTimeout(form.timer);
   const field = event.target;

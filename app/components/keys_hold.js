@@ -23,10 +23,37 @@ function send(asked) {
   form.send("asked", asked);
 }
 
+// Whether something was typed into a list of choices that has not yet found what it could be.
+function unlisted(field) {
+  const typed = field?.role === "combobox" && inForm(field) && field.value && form.choosing === field;
+  return Boolean(typed && !field.getAttribute("aria-activedescendant"));
+}
+
 // What is typed into an open list of choices is chosen, for leaving it would forget it.
 function choose(field) {
+  form.choosing = null;
   if (field.role !== "combobox" || field.ariaExpanded !== "true" || !field.value) return;
   field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", code: "Enter", bubbles: true, cancelable: true }));
+}
+
+async function listed(field) {
+  for (let i = 0; i < 40 && unlisted(field); i++) await new Promise((done) => setTimeout(done, 25));
+  form.choosing = null;
+}
+
+// Does something once the list of choices has seen what was typed; other keys wait. ``act`` says whether they go on
+// to wait for another head.
+async function later(field, act) {
+  const held = { keys: [], arrived: Date.now(), playing: true };
+  form.held = held;
+  document.documentElement.dataset.held = "1";
+  await listed(field);
+  form.held = null;
+  if (act()) form.held.keys.push(...held.keys);
+  else {
+    form.held = held;
+    play(held);
+  }
 }
 
 // Asks the server to do something with this note; true if that may lead to another head.
@@ -36,6 +63,10 @@ function ask(name) {
   if (!does) return false;
   const active = deepActive();
   const goes = GOES.includes(does);
+  if (unlisted(active)) {
+    later(active, () => ask(name));
+    return true;
+  }
   if (isField(active) && inForm(active)) {
     choose(active);
     if (goes || !(active instanceof HTMLTextAreaElement)) leave(active);
@@ -124,6 +155,7 @@ async function play(held) {
       continue;
     }
     if (key.text) continue;
+    if (key.key === "Enter" && unlisted(active)) await listed(active);
     await painted();
     if (again(key, deepActive())) {
       form.held.keys = held.keys;
