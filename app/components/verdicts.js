@@ -5,6 +5,7 @@
 // if it filled the form anew (undo, another text taken over, another head).
 
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a800", "#8c6bb1", "#7f7f7f"];
+const UNANSWERED_MS = 4000;
 const NAMES = { odd: "odd one out", unsure: "can't say" };
 
 function inField(event) {
@@ -67,6 +68,7 @@ class Judge {
       this.groups = [...data.groups];
     }
     this.place = data.place;
+    this.echo = data.echo || 0;
     this.fills = data.fills;
     this.features = data.features;
     this.known = data.known;
@@ -149,10 +151,19 @@ class Judge {
     if (verdict) this.verdicts[feature] = [verdict, group];
     else this.verdicts[feature] = ["", ""];
     if (group && !this.groups.includes(group)) this.groups.push(group);
-    this.seq += 1;
-    this.send("verdicts", { ...this.verdicts, seq: this.seq });
+    this.deliver();
     if (verdict && this.here < this.features.length - 1) this.go(this.here + 1);
     else this.draw();
+  }
+
+  // Sends all verdicts; once more if the server has not answered after a while.
+  deliver() {
+    this.seq += 1;
+    const { seq, place } = this;
+    this.send("verdicts", { ...this.verdicts, seq });
+    setTimeout(() => {
+      if (this.seq === seq && this.place === place && this.echo < seq && this.root.isConnected) this.deliver();
+    }, UNANSWERED_MS);
   }
 
   // Everything that is not judged yet gets the verdict of the feature above the chosen one.
@@ -160,8 +171,7 @@ class Judge {
     const above = this.verdicts[this.features[Math.max(0, this.here - 1)].feature];
     if (!above?.[0]) return;
     for (const { feature } of this.features) if (!this.verdicts[feature]?.[0]) this.verdicts[feature] = [...above];
-    this.seq += 1;
-    this.send("verdicts", { ...this.verdicts, seq: this.seq });
+    this.deliver();
     this.go(this.features.length - 1);
   }
 
