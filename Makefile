@@ -12,7 +12,7 @@ demo: $(READY)
 
 # Files of tests side by side, each process with one thread.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=40 --durations-min=5
 
 # Also those that take many seconds each: every row of docs/reliability.md, workers on two machines.
 test-all: export ATLAS_TEST_ALL = 1
