@@ -45,8 +45,10 @@ LONG = (
     "test_sae_bank.py::test_every_architecture_learns_a_known_dictionary[relu-free",
     "test_sae_cache.py::test_any_orders_sites_and_dtypes_equal_the_stream",
     "test_sae_cache.py::test_two_writers_at_once_do_no_harm",
+    "test_sae_cache.py::test_a_killed_writer_leaves_nothing_that_is_read_or_stays",
     "test_sae_cache.py::test_another_process_reads_while_one_writes",
     "test_workers_build.py::test_through_redis_as_in_process_though_a_worker_is_killed_in_training",
+    "test_workers_deployment.py::test_the_service_of_the_compose_file_builds_a_release",
     "test_workers_faults.py",
     "test_workers_lake.py",
 )

@@ -204,7 +204,7 @@ def test_the_dry_run_prints_steps_costs_and_their_sum(tmp_path, monkeypatch):
     path.write_text(config.to_json())
     text = dry_run(path, "--flops", "1e12")
     assert "to do: 21 of 21 steps" in text
-    assert "1TFLOP/s" in text
+    assert "1 TFLOP/s" in text
     assert not (tmp_path / "home").exists()
     plan = json.loads(dry_run(path, "--json", "--flops", "1e12"))
     to_do = plan["to_do"]
