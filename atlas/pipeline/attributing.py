@@ -32,7 +32,7 @@ from atlas.pipeline.inputs import (
 from atlas.sae.model import SAE
 from atlas.store.parquet import open_table
 
-FEATURES_AT_ONCE = 2048
+FEATURES_AT_ONCE = 512
 
 
 def dfa(context: Context) -> None:
