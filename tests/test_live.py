@@ -26,6 +26,12 @@ from tests.tiny import model_folder, random_sae, tiny_model
 TEXT = "w3 w1 w4 w1 w5 w9 w2 w6"
 SLEEPER = [sys.executable, "-c", "import sys, time; sys.stdin.readline(); time.sleep(60)"]
 BROKEN = [sys.executable, "-c", "import sys; sys.stdin.readline()"]
+_SLOWLY = """import json, sys, time
+time.sleep(1.5)
+for line in sys.stdin:
+    print(json.dumps({"id": json.loads(line)["id"]}), flush=True)
+"""
+SLOW_START = [sys.executable, "-c", _SLOWLY]
 
 
 def asked_model(**other):
@@ -173,6 +179,18 @@ def test_one_call_at_a_time(monkeypatch):
         child.ask("warm", {}, seconds=0.2)
     child.kill()
     first.join()
+
+
+def test_a_question_waits_while_the_child_gets_ready(monkeypatch):
+    """The first call loads everything; the one behind it has its own time from when it is its turn."""
+    monkeypatch.setattr(client, "START_SECONDS", 20.0)
+    child = Child(command=SLOW_START)
+    first = threading.Thread(target=child.ask, args=("warm", {}, 0.5))
+    first.start()
+    wait_until("the child is there", lambda: child.pid)
+    assert child.ask("warm", {}, seconds=0.5) == {"id": 2}
+    first.join()
+    child.close()
 
 
 def test_too_long_a_question():

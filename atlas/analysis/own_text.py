@@ -73,6 +73,13 @@ def shown(model: LanguageModel, ids: Sequence[int]) -> list[str]:
     return [texts[i] for i in ids]
 
 
+def make_ready() -> None:
+    """Compile what attribution is made of, so that the first question after an installation need not wait."""
+    nowhere = np.zeros(1, np.int64)
+    largest(torch.zeros(1, 1, 1), nowhere)
+    matched_prefix(nowhere, nowhere, nowhere)
+
+
 @torch.no_grad()
 def firing_features(
     model: LanguageModel, saes: Sequence[SAE], tokens: Int[Tensor, " pos"], k: int = 20

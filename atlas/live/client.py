@@ -19,7 +19,7 @@ from atlas.errors import AtlasError
 from atlas.settings import Settings
 
 SECONDS, START_SECONDS = 30.0, 90.0
-"""How long a call may take, and how much longer the first one of a child, which loads torch."""
+"""How long a call may take when it is its turn, and how much longer a child's first, which loads torch."""
 MOST_BYTES = 60_000
 """Of a request: less than a pipe holds, so that writing one never waits."""
 COMMAND = (sys.executable, "-m", "atlas.live")
@@ -44,6 +44,7 @@ class Child:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._number = 0
+        self._answered = False
 
     @property
     def pid(self) -> int | None:
@@ -58,8 +59,7 @@ class Child:
             LiveBusyError: another call is being answered for as long as this one may take.
             LiveError: the child took too long or ended.
         """
-        deadline = time.monotonic() + seconds
-        if not self._lock.acquire(timeout=seconds):
+        if not self._lock.acquire(timeout=self._patience(seconds)):
             raise LiveBusyError("another question is being answered; ask again in a moment")
         try:
             self._number += 1
@@ -67,9 +67,15 @@ class Child:
             data = json.dumps(request).encode() + b"\n"
             if len(data) > MOST_BYTES:
                 raise LiveError(f"the question has {len(data):,} bytes; allowed: at most {MOST_BYTES:,}")
-            return self._exchange(data, deadline if self.pid else deadline + START_SECONDS)
+            reply = self._exchange(data, time.monotonic() + self._patience(seconds))
+            self._answered = True
+            return reply
         finally:
             self._lock.release()
+
+    def _patience(self, seconds: float) -> float:
+        """How long to wait for a call, or for the one before it: longer until the child has answered one."""
+        return seconds if self.pid and self._answered else seconds + START_SECONDS
 
     def _exchange(self, data: bytes, deadline: float) -> dict[str, Any]:
         process = self._running()
@@ -95,6 +101,7 @@ class Child:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._end()
+            self._answered = False
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,

@@ -17,6 +17,7 @@ def warm(model: Asked, saes: Sequence[Asked]) -> dict[str, Any]:
     here = loaded()
     known = here.model(model)
     own_text.shown(known, [])
+    own_text.make_ready()
     return {"model": known.name, "saes": [here.sae(one).info.name for one in saes]}
 
 
