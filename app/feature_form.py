@@ -5,7 +5,7 @@ from functools import partial
 
 import streamlit as st
 
-from app import access, blind, moves, note_history, notes
+from app import access, blind, moves, note_history, notes, others
 from app.access import READ_ONLY
 from app.components import draw
 from app.notes import Draft
@@ -119,30 +119,27 @@ def _buttons(draft: Draft[FeatureAnnotation], onward: int | None, unseen: partia
         )  # fmt: skip
 
 
-def others(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
-    """What was agreed on about a feature, and what other annotators wrote; nothing where there is nothing."""
+def _others(scope: Scope, ref: SaeRef, number: int, who: str) -> None:
     decided = adjudication.load_decision(scope.settings, FeaturePlace(ref.sae, number))
-    if decided is not None:
-        judged = RATINGS.get(decided.interpretability or "", "not rated")
-        st.text(
-            f"Agreed ({decided.adjudicator}): {decided.label or '–'} ({judged})\n{decided.reason}".strip()
-        )
-    written = annotations.list_features(scope.settings, ref.sae, feature=number)
-    written = [note for note in written if note.annotator != who]
-    if not written:
-        return
-    with st.expander(f"What others wrote ({len(written)})"):
-        for note in written:
-            judged = RATINGS.get(note.interpretability or "", "not rated")
-            said = f"{note.annotator} ({judged}): {note.label or '–'}\n{', '.join(note.tags)}\n{note.notes}"
-            st.text("\n".join(line for line in said.split("\n") if line.strip()))
+    others.agreed(decided, "" if decided is None else _judged(decided.interpretability))
+    found = annotations.list_features(scope.settings, ref.sae, feature=number)
+    others.written([_told(note) for note in found if note.annotator != who])
+
+
+def _judged(rating: str | None) -> str:
+    return RATINGS.get(rating or "", "not rated")
+
+
+def _told(note: FeatureAnnotation) -> str:
+    head = f"{note.annotator} ({_judged(note.interpretability)}): {note.label or '–'}"
+    return f"{head}\n{', '.join(note.tags)}\n{note.notes}"
 
 
 def feature_form(scope: Scope, ref: SaeRef, number: int, who: str, onward: int | None) -> None:
     """The form for one feature; every change is kept at once. ``onward`` is the next feature that fires."""
     if not access.can("annotate"):
         st.caption(READ_ONLY)
-        others(scope, ref, number, "")
+        _others(scope, ref, number, "")
         talk(scope.settings, FeaturePlace(ref.sae, number), who)
         return
     draft = notes.feature_draft(scope.settings, ref.sae, number, who)
@@ -163,6 +160,6 @@ def feature_form(scope: Scope, ref: SaeRef, number: int, who: str, onward: int |
         if hidden:
             return
         with two:
-            others(scope, ref, number, who)
+            _others(scope, ref, number, who)
         with three:
             talk(scope.settings, FeaturePlace(ref.sae, number), who)

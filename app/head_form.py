@@ -5,7 +5,7 @@ from functools import partial
 
 import streamlit as st
 
-from app import access, blind, moves, note_history, notes
+from app import access, blind, moves, note_history, notes, others
 from app.access import READ_ONLY
 from app.colours import SEMANTICITY
 from app.components import draw
@@ -148,24 +148,17 @@ def _status(draft: Draft[HeadAnnotation], who: str) -> None:
 
 
 def _others(scope: Scope, place: Place, who: str) -> None:
-    notes_here = annotations.list_heads(scope.settings, scope.model.model, layer=place.layer, head=place.head)
-    others = [note for note in notes_here if note.annotator != who]
-    decided = adjudication.load_decision(
-        scope.settings, HeadPlace(scope.model.model, place.layer, place.head)
-    )
-    if decided is not None:
-        judged = SEMANTICITY[decided.semanticity].name
-        st.text(
-            f"Agreed ({decided.adjudicator}): {decided.label or '–'} ({judged})\n{decided.reason}".strip()
-        )
-    if not others:
-        return
-    with st.expander(f"What others wrote ({len(others)})"):
-        for note in others:
-            judged = SEMANTICITY[note.semanticity].name
-            said = ", ".join(f"{word} {n}" for word, n in group_counts(note.verdicts))
-            text = f"{note.annotator} ({note.status}, {judged}): {note.label or '–'}\n{said}\n{note.notes}"
-            st.text("\n".join(line for line in text.split("\n") if line.strip()))
+    at = HeadPlace(scope.model.model, place.layer, place.head)
+    decided = adjudication.load_decision(scope.settings, at)
+    others.agreed(decided, "" if decided is None else SEMANTICITY[decided.semanticity].name)
+    found = annotations.list_heads(scope.settings, scope.model.model, layer=place.layer, head=place.head)
+    others.written([_told(note) for note in found if note.annotator != who])
+
+
+def _told(note: HeadAnnotation) -> str:
+    judged = SEMANTICITY[note.semanticity].name
+    said = ", ".join(f"{word} {n}" for word, n in group_counts(note.verdicts))
+    return f"{note.annotator} ({note.status}, {judged}): {note.label or '–'}\n{said}\n{note.notes}"
 
 
 @whole
