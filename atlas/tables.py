@@ -225,16 +225,18 @@ _DECLARED = (
         C("logit_skew", F32, "skewness of the logit effects", nullable=True),
         C("logit_kurtosis", F32, "kurtosis of the logit effects; 3 for a normal", nullable=True),
     ), ("sae", "feature")),
-    Table("activation_histogram", "SAE x feature x scale x bin", (
+    Table("activation_counts", "SAE x feature x scale (view activation_histogram has a row per bin)", (
         _SAE, _FEATURE,
         C("scale", STR, "linear: 50 equal bins on [0, max]; log: 30 bins of equal ratio on [min, max]"),
-        C("bin", I16, "from 0"), C("low", F32, "lower edge"),
-        C("high", F32, "upper edge; the last bin is closed"), C("n", I32, "active tokens", "tokens"),
-    ), ("sae", "feature", "scale", "bin")),
-    Table("positions", "SAE x feature x position where it fires", (
-        _SAE, _FEATURE, _POSITION, C("n_top", I32, "of its 2000 strongest tokens", "tokens"),
-        C("n_active", I32, "active tokens", "tokens"), C("sum_activation", F32, "summed activation"),
-    ), ("sae", "feature", "position")),
+        C("low", F32, "lower edge of the first bin"), C("high", F32, "upper edge of the last bin"),
+        C("n", pa.list_(I32), "active tokens in each bin; the last is closed", "tokens"),
+    ), ("sae", "feature", "scale")),
+    Table("position_counts", "SAE x feature that fires (view positions has a row per position)", (
+        _SAE, _FEATURE, C("position", pa.list_(I16), "positions where it fires; 0 is BOS", "tokens"),
+        C("n_top", pa.list_(I32), "at each, of its 2000 strongest tokens", "tokens"),
+        C("n_active", pa.list_(I32), "at each, active tokens", "tokens"),
+        C("sum_activation", pa.list_(F32), "at each, summed activation"),
+    ), ("sae", "feature"), 8192),
     Table("token_stats", "SAE x feature x role x token (strongest 50 by summed activation)", (
         _SAE, _FEATURE, C("role", STR, "at: the token it fires on; next: the token after it"), _RANK, _TOKEN,
         C("n_active", I32, "firings with this token", "tokens"),
@@ -250,7 +252,7 @@ _DECLARED = (
         _BLOCK, _POSITION, C("activation", F32, "activation at this position; 0 for a near miss"),
         C("near_miss", F32, "of a near miss, the pre-activation at this position", nullable=True),
         C("active_positions", pa.list_(I16), "every position of the block on which the feature fires"),
-        C("active_values", pa.list_(F32), "its activations there"),
+        C("active_values", pa.list_(F32), "its activations there, to 5 digits of the largest", digits=5),
     ), ("sae", "feature", "example_group", "rank"), 8192),
     Table("head_attribution", "z SAE x feature x head", (
         _SAE, _FEATURE, C("head", I16, "head, from 0"),
@@ -323,6 +325,16 @@ _DECLARED = (
           "logits"),
         C("n", pa.list_(I32), "tokens of the vocabulary in each bin; the last is closed"),
     ), ("sae", "feature")),
+    Table("token_index", "role x token x SAE x feature: what features have to do with a token", (
+        C("role", STR, "at: it fires on the token; next: before it (both from token_stats); up, down: it "
+          "promotes or suppresses it (logit_effects); from: it reads from it (dfa_tokens)"),
+        _TOKEN, _SAE, _FEATURE,
+        C("score", F32, "at, next: precision; up, down: size of the logit effect, to 3 decimals; from: share "
+          "of the stored positive DFA, to 4"),
+    ), ("role", "token", "sae", "feature")),
+    Table("example_places", "top example, in the order of the text", (
+        _BLOCK, _POSITION, _SAE, _FEATURE,
+    ), ("block", "position", "sae", "feature")),
     Table("neighbours", "SAE x feature x direction x scope x rank (5)", (
         _SAE, _FEATURE, C("direction", STR, "decoder or encoder"),
         C("scope", STR, "within: the same SAE; across: other SAEs whose directions share its space"), _RANK,

@@ -28,8 +28,8 @@ ALL: dict[str, Rows] = {
 }
 """Tables that have rows of every feature."""
 FIRING: dict[str, Rows] = {
-    "activation_histogram": tables.activation_histogram,
-    "positions": tables.positions,
+    "activation_counts": tables.activation_counts,
+    "position_counts": tables.position_counts,
     "token_stats": tables.token_stats,
     "examples": tables.examples,
     "dfa": evidence.dfa,

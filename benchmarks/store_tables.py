@@ -77,23 +77,19 @@ def features(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     }  # fmt: skip
 
 
-def activation_histogram(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
+def activation_counts(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     f, b = grid(len(ids), 80)
-    linear, peak = b < 50, sae.peak[ids][f]
+    linear = b < 50
     i = np.where(linear, b, b - 50)
-
-    def edge(bin_: np.ndarray) -> np.ndarray:
-        return np.where(linear, peak * bin_ / 50, peak * np.float64(1e-3) ** (1 - bin_ / 30)).astype(
-            np.float32
-        )
-
     falling = np.where(linear, np.exp(-i / 8) / 8, np.exp(-(((i - 18) / 7) ** 2)) / 12)
     n = rng.poisson(sae.n_active[ids][f] * falling)
-    return {"feature": ids[f], "scale": named(("linear", "log"), ~linear), "bin": i,
-            "low": edge(i), "high": edge(i + 1), "n": n}  # fmt: skip
+    scale, peak = np.tile([0, 1], len(ids)), np.repeat(sae.peak[ids], 2)
+    return {"feature": np.repeat(ids, 2), "scale": named(("linear", "log"), scale),
+            "low": np.where(scale == 0, 0, peak * 1e-3).astype(np.float32), "high": peak.astype(np.float32),
+            "n": ragged(np.tile([50, 30], len(ids)), pa.array(n.astype(np.int32)))}  # fmt: skip
 
 
-def positions(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
+def position_counts(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     """Nearly every position of nearly every feature: most fire thousands of times."""
     profile = np.exp(0.3 * rng.standard_normal((len(ids), CONTEXT - 1)))
     local = rng.random(len(ids)) < 0.05
@@ -101,11 +97,13 @@ def positions(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     profile /= profile.sum(1, keepdims=True)
     counts = rng.poisson(profile * sae.n_active[ids][:, None])
     f, p = np.nonzero(counts)
-    n = counts[f, p]
+    n, lengths = counts[f, p], np.count_nonzero(counts, axis=1)
     top = np.minimum(1, 2000 / np.maximum(sae.n_active[ids], 1))[f]
     total = n * sae.peak[ids][f] * (0.2 + 0.1 * floats(rng, len(n)))
-    return {"feature": ids[f], "position": p + 1, "n_top": rng.binomial(n, top), "n_active": n,
-            "sum_activation": total.astype(np.float32)}  # fmt: skip
+    columns = {"position": (p + 1).astype(np.int16), "n_top": rng.binomial(n, top).astype(np.int32),
+               "n_active": n.astype(np.int32), "sum_activation": total.astype(np.float32)}  # fmt: skip
+    lists = {name: ragged(lengths[lengths > 0], pa.array(values)) for name, values in columns.items()}
+    return {"feature": ids[lengths > 0], **lists}
 
 
 def token_stats(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:

@@ -31,7 +31,7 @@ from tests.synthetic_world import D_HEAD, HOSTILE, MODEL, Encoded, K, World
 
 __all__ = ["HOSTILE", "MODEL", "build_synthetic_release", "synthetic_rows", "to_arrow"]
 
-DERIVED = {"head_summary"}
+DERIVED = {"head_summary", "token_index", "example_places"}
 """Tables that the build of a release computes from the others."""
 
 
@@ -118,8 +118,8 @@ def _feature_tables(world: World, sae: Encoded, rows: dict[str, list[dict]]) -> 
         fires = tables.firing(sae, feature)
         own = None if logits is None else logits[feature].sum(0)
         rows["features"].append(tables.feature_row(world, sae, feature, fires, own, pruned[feature]))
-        rows["activation_histogram"] += tables.histogram_rows(key, fires)
-        rows["positions"] += tables.position_rows(key, fires)
+        rows["activation_counts"] += tables.histogram_rows(key, fires)
+        rows["position_counts"] += tables.position_rows(key, fires)
         rows["token_stats"] += tables.token_rows(world, key, fires)
         examples = tables.example_rows(sae, key, fires)
         rows["examples"] += examples

@@ -106,22 +106,19 @@ def histogram_rows(key: Row, fires: Firing) -> list[Row]:
         edges[-1] = high
         bins = np.searchsorted(edges[:-1], fires.value, "right") - 1
         counts = np.bincount(np.maximum(bins, 0), minlength=len(edges) - 1)
-        rows += [
-            {**key, "scale": scale, "bin": b, "low": edges[b], "high": edges[b + 1], "n": int(n)}
-            for b, n in enumerate(counts)
-        ]
+        rows.append({**key, "scale": scale, "low": edges[0], "high": edges[-1], "n": counts.tolist()})
     return rows
 
 
 def position_rows(key: Row, fires: Firing) -> list[Row]:
-    top = np.bincount(fires.position[strongest(fires)[:2000]], minlength=1)
-    rows = []
-    for position in np.unique(fires.position):
-        here = fires.position == position
-        n_top = int(top[position]) if position < len(top) else 0
-        rows.append({**key, "position": int(position), "n_top": n_top, "n_active": int(here.sum()),
-                     "sum_activation": fires.value[here].sum()})  # fmt: skip
-    return rows
+    if not len(fires.value):
+        return []
+    top = np.bincount(fires.position[strongest(fires)[:2000]], minlength=int(fires.position.max()) + 1)
+    places = np.unique(fires.position)
+    at = [fires.value[fires.position == place] for place in places]
+    return [{**key, "position": places.tolist(), "n_top": top[places].tolist(),
+             "n_active": [len(values) for values in at],
+             "sum_activation": [float(values.sum()) for values in at]}]  # fmt: skip
 
 
 def token_rows(world: World, key: Row, fires: Firing) -> list[Row]:

@@ -119,30 +119,36 @@ def expected_edges(values: list[float]) -> dict[str, np.ndarray]:
 
 
 def test_histogram_counts_every_activation_in_its_bin(dense, acts):
-    rows = rows_of(corpus.activation_histogram(acts))
+    rows = rows_of(corpus.activation_counts(acts))
     alive = [f for f in range(D_SAE) if firings(dense, f)]
-    places = [("linear", b) for b in range(50)] + [("log", b) for b in range(30)]
-    assert [(r["feature"], r["scale"], r["bin"]) for r in rows] == [(f, *p) for f in alive for p in places]
-    for feature in alive:
-        values = [v for _, _, v in firings(dense, feature)]
-        for scale, edges in expected_edges(values).items():
-            mine = [r for r in rows if r["feature"] == feature and r["scale"] == scale]
-            np.testing.assert_allclose([r["low"] for r in mine], edges[:-1], rtol=1e-6)
-            np.testing.assert_allclose([r["high"] for r in mine], edges[1:], rtol=1e-6)
-            lows = np.array([r["low"] for r in mine], np.float32)
-            expected = [0] * len(mine)
-            for v in values:  # the last bin whose lower edge it reaches
-                expected[int(np.flatnonzero(lows <= np.float32(v)).max())] += 1
-            if scale == "log" and len(set(values)) == 1:
-                expected = [0] * 29 + [len(values)]
-            assert [r["n"] for r in mine] == expected
+    assert [(r["feature"], r["scale"]) for r in rows] == [(f, s) for f in alive for s in ("linear", "log")]
+    for row in rows:
+        values = [v for _, _, v in firings(dense, row["feature"])]
+        edges = expected_edges(values)[row["scale"]]
+        assert (row["low"], row["high"]) == (edges[0], edges[-1])
+        expected = [0] * (len(edges) - 1)
+        for v in values:  # the last bin whose lower edge it reaches
+            expected[int(np.flatnonzero(edges[:-1] <= np.float32(v)).max())] += 1
+        if row["scale"] == "log" and len(set(values)) == 1:
+            expected = [0] * 29 + [len(values)]
+        assert row["n"] == expected
 
 
 def test_histogram_of_a_silent_sae():
-    assert all(len(c) == 0 for c in corpus.activation_histogram(NOTHING).values())
+    assert all(len(c) == 0 for c in corpus.activation_counts(NOTHING).values())
 
 
 # ---------------------------------------------------------------- positions
+
+
+def by_position(columns):
+    """feature, position, n_top, n_active, sum_activation of each position."""
+    names = ("position", "n_top", "n_active", "sum_activation")
+    return [
+        (row["feature"], *values)
+        for row in rows_of(columns)
+        for values in zip(*(row[name] for name in names), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("n_top", [1, 5, 40, 2000])
@@ -157,16 +163,16 @@ def test_positions(dense, acts, monkeypatch, n_top):
             if here:
                 among = sum(p == position for _, p, _ in top)
                 expected.append((feature, position, among, len(here), sum(here)))
-    found = rows_of(corpus.positions(acts))
-    assert [tuple(r.values())[:4] for r in found] == [e[:4] for e in expected]
-    np.testing.assert_allclose([r["sum_activation"] for r in found], [e[4] for e in expected], rtol=1e-12)
+    found = by_position(corpus.position_counts(acts))
+    assert [row[:4] for row in found] == [e[:4] for e in expected]
+    np.testing.assert_allclose([row[4] for row in found], [e[4] for e in expected], rtol=1e-6)
 
 
 def test_positions_limit_is_2000():
     n = 2100
     tokens = np.arange(n) * CONTEXT + 1 + (np.arange(n) >= 2000)  # the 2000 strongest at position 1
     acts = FeatureActs.collect([(np.zeros(n), tokens, np.linspace(9, 1, n))], 1, CONTEXT)
-    found = [(r["position"], r["n_top"], r["n_active"]) for r in rows_of(corpus.positions(acts))]
+    found = [row[1:4] for row in by_position(corpus.position_counts(acts))]
     assert found == [(1, 2000, 2000), (2, 0, 100)]
 
 
@@ -282,8 +288,8 @@ def test_a_range_of_features_gives_the_rows_of_the_whole(dense, acts, text):
     """Every summary of features 2 to 4 alone is the summary of all, cut out and renumbered."""
     part = acts_of(dense[..., 2:5])
     for summary in (
-        corpus.activation_histogram,
-        corpus.positions,
+        corpus.activation_counts,
+        corpus.position_counts,
         lambda a: corpus.feature_statistics(a, text),
         lambda a: corpus.token_stats(a, text),
     ):

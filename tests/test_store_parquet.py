@@ -21,21 +21,20 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-HISTOGRAM = TABLES["activation_histogram"]
+DISTANCES = TABLES["dfa_distances"]
 
 
-def histogram(keys):
+def distances(keys):
     sae, feature, number = zip(*keys, strict=True) if keys else ((), (), ())
     n = len(keys)
     return pa.table(
         {
             "sae": pa.array(sae, pa.string()),
             "feature": pa.array(feature, pa.int32()),
-            "bin": pa.array(number, pa.int16()),
-            "low": pa.array([0.0] * n, pa.float32()),
-            "high": pa.array([1.0] * n, pa.float32()),
-            "n": pa.array(range(n), pa.int64()),
-            "scale": pa.array(["linear"] * n, pa.string()),
+            "low": pa.array(number, pa.int16()),
+            "share": pa.array([0.0] * n, pa.float32()),
+            "negative": pa.array([1.0] * n, pa.float32()),
+            "high": pa.array(range(n), pa.int64()),
         }
     )
 
@@ -57,9 +56,9 @@ def test_order_is_checked_however_rows_are_cut(rows, where):
     """Accepted if and only if the keys ascend strictly, in the order of their UTF-8 bytes."""
     wanted = [(s.encode(), f, b) for s, f, b in rows]
     legal = all(a < b for a, b in itertools.pairwise(wanted))
-    order, complaint = KeyOrder(HISTOGRAM), ""
+    order, complaint = KeyOrder(DISTANCES), ""
     try:
-        for piece in cut(histogram(rows), where):
+        for piece in cut(distances(rows), where):
             order.check(piece)
     except StoreError as error:
         complaint = str(error)
@@ -127,11 +126,11 @@ def test_digest_of_sliced_nested_rows_ignores_what_is_outside():
 @settings(max_examples=10, deadline=None)
 def test_written_file_does_not_depend_on_the_cut(tmp_path_factory, where):
     folder = tmp_path_factory.mktemp("cut")
-    data = histogram([("a", f, b) for f in range(30) for b in range(50)])
-    assert write_table(folder / "whole.parquet", HISTOGRAM.name, data) == 1500
-    assert write_table(folder / "cut.parquet", HISTOGRAM.name, cut(data, where)) == 1500
+    data = distances([("a", f, b) for f in range(30) for b in range(50)])
+    assert write_table(folder / "whole.parquet", DISTANCES.name, data) == 1500
+    assert write_table(folder / "cut.parquet", DISTANCES.name, cut(data, where)) == 1500
     assert (folder / "whole.parquet").read_bytes() == (folder / "cut.parquet").read_bytes()
-    assert read_table(folder / "cut.parquet", HISTOGRAM.name).equals(conform(data, HISTOGRAM))
+    assert read_table(folder / "cut.parquet", DISTANCES.name).equals(conform(data, DISTANCES))
 
 
 def test_every_declared_table_survives_the_round_trip(tmp_path):
@@ -162,38 +161,38 @@ def test_row_groups_are_as_declared(tmp_path):
 
 
 def test_values_are_cast_to_the_declared_types_or_refused(tmp_path):
-    data = histogram([("a", 0, 0)]).set_column(2, "bin", pa.array([3], pa.int64()))
-    write_table(tmp_path / "t", HISTOGRAM.name, data)
-    assert read_table(tmp_path / "t", HISTOGRAM.name).column("bin").to_pylist() == [3]
-    with pytest.raises(StoreError, match="column 'bin' is not int16"):
-        write_table(tmp_path / "u", HISTOGRAM.name, data.set_column(2, "bin", pa.array([70_000])))
-    with pytest.raises(StoreError, match="column 'n' is not int32"):
-        write_table(tmp_path / "u", HISTOGRAM.name, data.set_column(5, "n", pa.array(["many"])))
+    data = distances([("a", 0, 0)]).set_column(2, "low", pa.array([3], pa.int64()))
+    write_table(tmp_path / "t", DISTANCES.name, data)
+    assert read_table(tmp_path / "t", DISTANCES.name).column("low").to_pylist() == [3]
+    with pytest.raises(StoreError, match="column 'low' is not int16"):
+        write_table(tmp_path / "u", DISTANCES.name, data.set_column(2, "low", pa.array([70_000])))
+    with pytest.raises(StoreError, match="column 'high' is not int16"):
+        write_table(tmp_path / "u", DISTANCES.name, data.set_column(5, "high", pa.array(["many"])))
     assert not (tmp_path / "u").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop_columns(["low", "n"]), "lacks low, n"),
+        (lambda t: t.drop_columns(["high", "share"]), "lacks high, share"),
         (lambda t: t.append_column("extra", pa.array([1])), "has extra"),
-        (lambda t: t.append_column("n", pa.array([1])), "a column twice"),
+        (lambda t: t.append_column("high", pa.array([1])), "a column twice"),
         (
-            lambda t: t.set_column(5, "n", pa.array([None], pa.int64())),
-            "column 'n' has 1 NULL; allowed: none",
+            lambda t: t.set_column(5, "high", pa.array([None], pa.int64())),
+            "column 'high' has 1 NULL; allowed: none",
         ),
     ],
 )
 def test_wrong_columns_are_refused(tmp_path, change, message):
     with pytest.raises(StoreError, match=message):
-        write_table(tmp_path / "t", HISTOGRAM.name, change(histogram([("a", 0, 0)])))
+        write_table(tmp_path / "t", DISTANCES.name, change(distances([("a", 0, 0)])))
     assert names(tmp_path) == []
 
 
 def test_columns_come_in_any_order(tmp_path):
-    data = histogram([("a", 0, 0)])
-    write_table(tmp_path / "t", HISTOGRAM.name, data.select(data.column_names[::-1]))
-    assert read_table(tmp_path / "t", HISTOGRAM.name).column_names == HISTOGRAM.schema.names
+    data = distances([("a", 0, 0)])
+    write_table(tmp_path / "t", DISTANCES.name, data.select(data.column_names[::-1]))
+    assert read_table(tmp_path / "t", DISTANCES.name).column_names == DISTANCES.schema.names
 
 
 def test_unknown_table_names_the_allowed_ones(tmp_path):
@@ -203,10 +202,10 @@ def test_unknown_table_names_the_allowed_ones(tmp_path):
 
 def test_an_error_late_in_the_stream_leaves_the_old_file(tmp_path):
     path = tmp_path / "t"
-    write_table(path, HISTOGRAM.name, histogram([("a", 0, 0)]))
+    write_table(path, DISTANCES.name, distances([("a", 0, 0)]))
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"row 2 repeats a key .*scale=.linear., bin=1"):
-        write_table(path, HISTOGRAM.name, [histogram([("b", 0, 0), ("b", 0, 1)]), histogram([("b", 0, 1)])])
+    with pytest.raises(StoreError, match=r"row 2 repeats a key .*feature=0, low=1"):
+        write_table(path, DISTANCES.name, [distances([("b", 0, 0), ("b", 0, 1)]), distances([("b", 0, 1)])])
     assert path.read_bytes() == before
     assert names(tmp_path) == ["t"]
 
@@ -217,7 +216,7 @@ def test_full_disk_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(StoreError, match="No space left on device"):
-        write_table(tmp_path / "t", HISTOGRAM.name, histogram([("a", 0, 0)]))
+        write_table(tmp_path / "t", DISTANCES.name, distances([("a", 0, 0)]))
     assert names(tmp_path) == []
 
 
@@ -227,16 +226,16 @@ def test_missing_or_damaged_file_is_one_line(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(StoreError, match=f"cannot read {path}") as caught:
-        read_table(path, HISTOGRAM.name)
+        read_table(path, DISTANCES.name)
     assert "\n" not in str(caught.value)
 
 
 def test_file_of_another_shape_is_refused(tmp_path):
-    write_table(tmp_path / "t", HISTOGRAM.name, histogram([("a", 0, 0)]))
-    with pytest.raises(StoreError, match="table 'positions' of this version is"):
-        read_table(tmp_path / "t", "positions")
+    write_table(tmp_path / "t", DISTANCES.name, distances([("a", 0, 0)]))
+    with pytest.raises(StoreError, match="table 'position_counts' of this version is"):
+        read_table(tmp_path / "t", "position_counts")
 
 
 def test_empty_table_is_a_file_with_the_schema(tmp_path):
-    assert write_table(tmp_path / "t", HISTOGRAM.name, []) == 0
-    assert read_table(tmp_path / "t", HISTOGRAM.name).num_rows == 0
+    assert write_table(tmp_path / "t", DISTANCES.name, []) == 0
+    assert read_table(tmp_path / "t", DISTANCES.name).num_rows == 0

@@ -96,7 +96,7 @@ def test_release_views_and_annotations_join(path):
     [
         ("DESCRIBE saes", "sae"),
         ("DESCRIBE SELECT 1 AS y", "y"),
-        ("SHOW TABLES", "activation_histogram"),
+        ("SHOW TABLES", "activation_counts"),
         ("SUMMARIZE saes", "sae"),
     ],
 )

@@ -105,11 +105,20 @@ BREAK = {
     "head_attribution.logit_share": change("head_attribution", "logit_share = logit_share + 0.01"),
     "head_attribution.heads": drop("head_attribution"),
     "features.density": change("features", "density = density * 1.01", "alive"),
-    "activation_histogram.n": change("activation_histogram", "n = n + 1"),
-    "activation_histogram.bins": drop("activation_histogram"),
-    "positions.n_active": change("positions", "n_active = n_active + 1"),
-    "positions.n_top": change("positions", "n_top = n_top + 1"),
-    "positions.sum_activation": change("positions", "sum_activation = sum_activation * 2"),
+    "token_index.rows": change("token_index", "score = score + 1"),
+    "example_places.rows": drop("example_places"),
+    "activation_counts.n": change("activation_counts", "n = list_transform(n, lambda x: x + 1)"),
+    "activation_counts.bins": change("activation_counts", "n = n || [0]"),
+    "position_counts.lists": change(
+        "position_counts", "position = list_reverse(position)", "len(position) > 1"
+    ),
+    "position_counts.n_active": change(
+        "position_counts", "n_active = list_transform(n_active, lambda x: x + 1)"
+    ),
+    "position_counts.n_top": change("position_counts", "n_top = list_transform(n_top, lambda x: x + 1)"),
+    "position_counts.sum_activation": change(
+        "position_counts", "sum_activation = list_transform(sum_activation, lambda x: x * 2)"
+    ),
     "token_stats.precision": change("token_stats", "precision = precision / 2"),
     "token_stats.share": change("token_stats", "precision = 1"),
     "dfa_distances.share": drop("dfa_distances", "share > 0.01"),
@@ -157,7 +166,7 @@ BREAK = {
     "features.top_pair_share": change("features", "top_token_share = top_pair_share / 2", "alive"),
     "features.top_share": change("features", "top_head = (top_head + 1) % 3", "top_head IS NOT NULL"),
     "features.strongest": change("features", "max_activation = max_activation * 1.5", "alive"),
-    "activation_histogram.edges": change("activation_histogram", "low = high + 1"),
+    "activation_counts.edges": change("activation_counts", "low = high + 1"),
     "examples.fires": change("examples", "near_miss = 1", "example_group = 'top'"),
     "examples.active": change("examples", "active_positions = [position]", "len(active_positions) > 1"),
     "examples.blocks": "UPDATE examples e SET block = (SELECT block FROM examples o WHERE o.sae = e.sae AND "
@@ -242,14 +251,14 @@ def test_a_release_without_analysis_holds(tmp_path):
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
-        ("DELETE FROM positions WHERE feature = 3", "rows where the manifest has"),
+        ("DELETE FROM position_counts WHERE feature = 3", "rows where the manifest has"),
         ("UPDATE vocab SET text = 'x' WHERE token = 3", "digest [0-9a-f]{12}... where the manifest has"),
         ("INSERT INTO models SELECT * FROM models", "row 1 repeats a key"),
         ("INSERT INTO docs SELECT corpus, block - 99, tokens, source FROM docs LIMIT 1", "is out of order"),
     ],
 )
 def test_content_is_the_manifests(copy, statement, said):
-    table = re.search("positions|vocab|models|docs", statement)[0]
+    table = re.search("position_counts|vocab|models|docs", statement)[0]
     with duckdb.connect(str(copy)) as connection:
         connection.execute(statement)
     found = list(verify(copy, only=CONTENT))

@@ -27,6 +27,12 @@ def _sums(values: npt.NDArray, starts: Ints) -> npt.NDArray[np.float64]:
     return np.add.reduceat(values.astype(np.float64), starts)
 
 
+def _lists(lengths: Ints, values: npt.NDArray, kind: pa.DataType) -> pa.ListArray:
+    """Lists of some lengths, one after the other."""
+    edges = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(pa.array(edges, pa.int32()), pa.array(values).cast(kind))
+
+
 def feature_statistics(acts: FeatureActs, text: Text) -> Columns:
     """How often and how strongly does each feature fire? (n_active, density, max, mean, deciles)."""
     counts, alive = acts.counts, acts.counts > 0
@@ -60,7 +66,7 @@ def _deciles(acts: FeatureActs, ordered: npt.NDArray[np.float64]) -> npt.NDArray
     return ordered[at] * (1 - share) + ordered[after] * share
 
 
-def activation_histogram(acts: FeatureActs) -> Columns:
+def activation_counts(acts: FeatureActs) -> Columns:
     """How are the activations spread?
 
     ``linear``: 50 equal bins on [0, max]; ``log``: 30 bins of equal ratio on [min, max]. A bin holds its
@@ -75,18 +81,15 @@ def activation_histogram(acts: FeatureActs) -> Columns:
     log[:, 0], log[:, -1] = least, top
     edges = {"linear": linear.astype(np.float32), "log": log.astype(np.float32)}
     # One after the other for each feature, as the table is sorted.
-    low, high = (
-        np.concatenate([e[:, cut] for e in edges.values()], 1) for cut in (slice(-1), slice(1, None))
-    )
     n = np.concatenate([_in_bins(acts, ordered, alive, e) for e in edges.values()], 1)
-    scale, bins = np.repeat(list(edges), [N_BINS, N_LOG_BINS]), [*range(N_BINS), *range(N_LOG_BINS)]
+    low, high = (np.stack([e[:, cut] for e in edges.values()], 1) for cut in (0, -1))
+    sizes = np.tile([N_BINS, N_LOG_BINS], len(alive))
     return {
-        "feature": np.repeat(alive, N_BINS + N_LOG_BINS),
-        "scale": np.tile(scale, len(alive)),
-        "bin": np.tile(np.array(bins), len(alive)),
+        "feature": np.repeat(alive, len(edges)),
+        "scale": np.tile(list(edges), len(alive)),
         "low": low.ravel(),
         "high": high.ravel(),
-        "n": n.ravel(),
+        "n": _lists(sizes, n.ravel(), pa.int32()),
     }
 
 
@@ -102,36 +105,43 @@ def _in_bins(acts: FeatureActs, ordered: Floats, alive: Ints, edges: Floats) -> 
     return reaching[:, :-1] - reaching[:, 1:]
 
 
-def positions(acts: FeatureActs) -> Columns:
-    """Where in the context does it fire? Counts among its 2000 strongest tokens and among all."""
+def position_counts(acts: FeatureActs, n_top: Ints | None = None) -> Columns:
+    """Where in the context does it fire? Counts among its 2000 strongest tokens and among all.
+
+    ``n_top`` is what :func:`strongest_positions` gives, if that is known already.
+    """
+    n_top = strongest_positions(acts) if n_top is None else n_top
     key = acts.feature * acts.context + acts.position
     size = acts.d_sae * acts.context
     n_active = np.bincount(key, minlength=size)
     total = np.bincount(key, weights=acts.value.astype(np.float64), minlength=size)
-    rows = np.flatnonzero(n_active)
-    return {
-        "feature": rows // acts.context,
-        "position": rows % acts.context,
-        "n_top": _strongest_positions(acts).ravel()[rows],
-        "n_active": n_active[rows],
-        "sum_activation": total[rows],
+    found = np.flatnonzero(n_active)
+    lengths = np.count_nonzero(n_active.reshape(acts.d_sae, acts.context), axis=1)
+    columns = {
+        "position": (found % acts.context, pa.int16()),
+        "n_top": (n_top.ravel()[found], pa.int32()),
+        "n_active": (n_active[found], pa.int32()),
+        "sum_activation": (total[found], pa.float32()),
     }
+    alive = np.flatnonzero(lengths)
+    lists = {name: _lists(lengths[alive], values, kind) for name, (values, kind) in columns.items()}
+    return {"feature": alive, **lists}
 
 
-def _strongest_positions(acts: FeatureActs) -> Ints:
+def strongest_positions(acts: FeatureActs) -> Ints:
     """How many of a feature's 2000 strongest tokens are at each position, [d_sae, context]."""
     n = np.zeros((acts.d_sae, acts.context), np.int64)
     count_positions(acts.starts, acts.strongest_first, acts.position, N_TOP, n)
     return n
 
 
-def position_traits(acts: FeatureActs) -> Columns:
+def position_traits(acts: FeatureActs, n_top: Ints | None = None) -> Columns:
     """Does it fire at one position? The commonest, its share, and how many positions that amounts to.
 
     effective_positions = (sum n)^2 / sum n^2 over the positions of its 2000 strongest tokens: 1 if all are
     at one position (seed 000: the features of a previous-token head). Ties go to the smaller position.
     """
-    n = _strongest_positions(acts).astype(np.float64)
+    n = (strongest_positions(acts) if n_top is None else n_top).astype(np.float64)
     total, silent = n.sum(1), acts.counts == 0
     best = n.argmax(1)
     with np.errstate(invalid="ignore"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from atlas.analysis import corpus
-from atlas.analysis.acts import FeatureActs
+from atlas.analysis.acts import FeatureActs, Ints
 from atlas.analysis.arrays import UNREADABLE
 from atlas.analysis.coactivation import coactivation
 from atlas.analysis.effects import LossEffects
@@ -35,7 +35,7 @@ from atlas.sae.model import SAE
 from atlas.sites import partner
 from atlas.store.parquet import open_table
 
-_CORPUS_TABLES = ("features", "activation_histogram", "positions", "token_stats", "examples")
+_CORPUS_TABLES = ("features", "activation_counts", "position_counts", "token_stats", "examples")
 
 
 def shard(context: Context) -> None:
@@ -87,11 +87,12 @@ def _write_corpus_tables(
 
     def work(features: range) -> dict[str, corpus.Columns]:
         part = acts.read(features)
+        n_top = corpus.strongest_positions(part)
         mine = {column: values[features.start : features.stop] for column, values in of_features.items()}
         return {
-            "features": mine | feature_columns(part, text),
-            "activation_histogram": corpus.activation_histogram(part),
-            "positions": corpus.positions(part),
+            "features": mine | feature_columns(part, text, n_top),
+            "activation_counts": corpus.activation_counts(part),
+            "position_counts": corpus.position_counts(part, n_top),
             "token_stats": corpus.token_stats(part, text),
             "examples": examples(part, misses.finish(features), seed),
         }
@@ -105,9 +106,9 @@ def _write_corpus_tables(
             context.progress.update(features.stop, acts.d_sae, "features")
 
 
-def feature_columns(acts: FeatureActs, text: Text) -> dict[str, Any]:
-    """What the activations alone say about features."""
-    traits = corpus.position_traits(acts) | corpus.token_traits(acts, text)
+def feature_columns(acts: FeatureActs, text: Text, n_top: Ints | None = None) -> dict[str, Any]:
+    """What the activations alone say about features; ``n_top`` as in ``corpus.position_counts``."""
+    traits = corpus.position_traits(acts, n_top) | corpus.token_traits(acts, text)
     return corpus.feature_statistics(acts, text) | traits
 
 

@@ -28,12 +28,12 @@ CODE_VERSIONS = {
     "heads": 2,
     "shard": 3,
     "effects": 1,
-    "summarise": 5,
+    "summarise": 6,
     "dfa": 4,
     "attribute": 1,
     "pair": 2,
     "reference": 2,
-    "publish": 3,
+    "publish": 4,
 }
 """Raised when a step's code changes what it writes, so that older outputs are made anew."""
 

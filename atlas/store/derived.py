@@ -1,4 +1,4 @@
-"""Tables that the build of a release computes from the others: one row per head, ``head_summary``.
+"""Tables that the build of a release computes from the others: ``head_summary``, and those of ``indexes.py``.
 
 They are part of a release like all tables (checked, digested, in the manifest), but no step makes them and
 no parts of them are read, so they can never disagree with the evidence that they sum up.
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import duckdb
 
+from atlas.store.indexes import INDEXES
 from atlas.tables import DFA_SHARES, FAMILY_NAMES, TABLES
 
 _CORRELATIONS = {
@@ -103,29 +104,50 @@ _Z_SAES = "SELECT sae FROM saes WHERE site = 'z' AND head IS NULL ORDER BY sae"
 
 
 class Derived(NamedTuple):
-    """How a table is derived: which SAEs it is about, and the query that makes the rows of one ``$sae``."""
+    """How a table is derived: the query that makes its rows, of one ``$sae`` of those named or of all."""
 
-    saes: str
     rows: str
+    saes: str | None = None
 
 
-DERIVED: dict[str, Derived] = {"head_summary": Derived(_Z_SAES, _head_summary())}
+DERIVED: dict[str, Derived] = {
+    "head_summary": Derived(_head_summary(), _Z_SAES),
+    **{name: Derived(rows) for name, rows in INDEXES.items()},
+}
 """The derived tables; the columns of ``rows`` come in the declared order."""
 
 
 def derive(connection: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Fill the derived table ``name``, empty so far, from the other tables of the release being built.
+    """Fill the derived table ``name``, empty so far, from the other tables of the release being built."""
+    rows, saes = DERIVED[name]
+    if saes is None:
+        _derive_sorted(connection, name, rows)
+    else:
+        _derive_each(connection, name, rows, saes)
 
-    SAE by SAE, so that memory does not grow with their number, and on one thread: sums of floats depend on
-    their order, and equal content has to give equal rows.
+
+def _derive_sorted(connection: duckdb.DuckDBPyConnection, name: str, rows: str) -> None:
+    """All rows at once. SAEs are sorted by their place among all: names that begin alike sort slowly."""
+    key = ", ".join("place" if column == "sae" else column for column in TABLES[name].key)
+    columns = ", ".join(TABLES[name].schema.names)
+    connection.execute(
+        f"INSERT INTO {name} SELECT {columns} FROM ({rows}) JOIN "  # noqa: S608
+        f"(SELECT sae, row_number() OVER (ORDER BY sae) AS place FROM saes) USING (sae) ORDER BY {key}"
+    )
+
+
+def _derive_each(connection: duckdb.DuckDBPyConnection, name: str, rows: str, saes: str) -> None:
+    """SAE by SAE, so that memory does not grow with their number.
+
+    On one thread: sums of floats depend on their order, and equal content has to give equal rows.
     """
     key = ", ".join(TABLES[name].key)
     ((threads,),) = connection.execute("SELECT current_setting('threads')").fetchall()
     connection.execute("SET threads = 1")
     try:
         connection.execute(f"CREATE TEMP TABLE unsorted AS SELECT * FROM {name} LIMIT 0")  # noqa: S608
-        for (sae,) in connection.execute(DERIVED[name].saes).fetchall():
-            connection.execute(f"INSERT INTO unsorted {DERIVED[name].rows}", {"sae": sae})
+        for (sae,) in connection.execute(saes).fetchall():
+            connection.execute(f"INSERT INTO unsorted {rows}", {"sae": sae})
         connection.execute(f"INSERT INTO {name} SELECT * FROM unsorted ORDER BY {key}")  # noqa: S608
         connection.execute("DROP TABLE unsorted")
     finally:

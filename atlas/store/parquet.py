@@ -134,9 +134,11 @@ def open_table(path: Path, name: str) -> Iterator[TableWriter]:
     anything else, and for a disk that refuses; then no file is left and an old one stays as it was.
     """
     declared = table(name)
+    # Dictionaries of numbers that hardly repeat cost half the time of writing, and space.
+    texts = [field.name for field in declared.schema if pa.types.is_string(field.type)]
     with (
         atomic_file(Path(path)) as work,
-        pq.ParquetWriter(work, declared.schema, compression="zstd") as writer,
+        pq.ParquetWriter(work, declared.schema, compression="zstd", use_dictionary=texts) as writer,
     ):
         rows = TableWriter(declared, writer)
         yield rows

@@ -43,7 +43,37 @@ FROM (SELECT sae, feature, example_group, rank, unit, unnest(sources) AS s FROM 
 JOIN examples e USING (sae, feature, example_group, rank)
 """
 
+_ACTIVATION_HISTOGRAM = """
+CREATE VIEW activation_histogram AS
+SELECT sae, feature, scale, bin,
+  CASE WHEN scale = 'linear' THEN high::DOUBLE * bin / bins
+    WHEN bin = 0 THEN low ELSE low::DOUBLE * pow(high::DOUBLE / low, bin / bins) END::FLOAT AS low,
+  CASE WHEN bin + 1 = bins THEN high WHEN scale = 'linear' THEN high::DOUBLE * (bin + 1) / bins
+    ELSE low::DOUBLE * pow(high::DOUBLE / low, (bin + 1) / bins) END::FLOAT AS high, n
+FROM (SELECT sae, feature, scale, low, high, len(n) AS bins,
+  unnest(range(len(n)))::SMALLINT AS bin, unnest(n) AS n FROM activation_counts)
+"""
+
+_POSITIONS = """
+CREATE VIEW positions AS
+SELECT sae, feature, unnest(position) AS position, unnest(n_top) AS n_top, unnest(n_active) AS n_active,
+  unnest(sum_activation) AS sum_activation
+FROM position_counts
+"""
+
 VIEWS: tuple[View, ...] = (
+    View(
+        "activation_histogram",
+        "One row per SAE x feature x scale x bin: its lower edge, its upper edge, and the active tokens in "
+        "it (a bin holds its lower edge, the last one both)",
+        _ACTIVATION_HISTOGRAM,
+    ),
+    View(
+        "positions",
+        "One row per SAE x feature x position where it fires: how many of its 2000 strongest tokens are "
+        "there (n_top), how many of all (n_active), and their summed activation",
+        _POSITIONS,
+    ),
     View(
         "head_features",
         "One row per z SAE x head x feature, with the feature's rank (from 0) in the head by each measure; "

@@ -37,6 +37,7 @@ def examples_of(
         values = [0.0] * len(tokens)
         for place, value in zip(kept["active_positions"][i], kept["active_values"][i], strict=True):
             values[place] = one_short(value)
+        values[position] = one_short(kept["activation"][i])  # exact, the others are rounded
         activation = bins[group] | {
             "tokens": [words[token] for token in tokens],
             "values": values,

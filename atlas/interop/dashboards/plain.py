@@ -15,6 +15,7 @@ from atlas.interop.dashboards.selection import Part, Wanted
 from atlas.progress import Progress
 from atlas.store.connection import literal
 from atlas.store.export import plain
+from atlas.store.indexes import INDEXES
 from atlas.store.parquet import conform, read_table, write_table
 from atlas.store.views import VIEWS
 from atlas.tables import TABLES, Table
@@ -32,7 +33,9 @@ def write_plain(
     kind: str,
     progress: Progress,
 ) -> None:
-    """Write ``TABLE.jsonl`` or ``TABLE.parquet`` for each of some tables and views; all tables by default.
+    """Write ``TABLE.jsonl`` or ``TABLE.parquet`` for each of some tables and views.
+
+    By default they are all tables but those that repeat others' rows in another order (``store/indexes.py``).
 
     A table with a column ``sae`` gives the rows of the wanted SAEs, one with ``feature`` those of the wanted
     features, one with ``layer`` alone those of the wanted layers. Tables are sorted by their key; views come
@@ -46,7 +49,7 @@ def write_plain(
     known = [name for name in TABLES if name in there]
     for name in tables:
         one_of("table", name, [*known, *views], StoreError)
-    asked = list(dict.fromkeys(tables)) or known
+    asked = list(dict.fromkeys(tables)) or [name for name in known if name not in INDEXES]
     folder.mkdir(parents=True, exist_ok=True)
     for done, name in enumerate(asked):
         progress.update(done, len(asked), name)

@@ -64,25 +64,30 @@ CHECKS: tuple[Check, ...] = (
         "density", "features JOIN saes s USING (sae)",
     ),
     _per_feature(
-        "activation_histogram.n", "the bins of each scale hold every active token", "sum(n)", "f.n_active",
-        "scale",
+        "activation_counts.n", "the bins of each scale hold every active token", "sum(list_sum(n))",
+        "f.n_active", "scale",
     ),
-    grouped(
-        "activation_histogram.bins", "50 linear bins, 30 on the log scale", "count(*)",
-        "count(*) != CASE scale WHEN 'linear' THEN 50 WHEN 'log' THEN 30 ELSE -1 END",
-        ("sae", "feature", "scale"),
+    rows(
+        "activation_counts.bins", "50 linear bins, 30 on the log scale",
+        "len(n) != CASE scale WHEN 'linear' THEN 50 WHEN 'log' THEN 30 ELSE -1 END", "scale || ' ' || len(n)",
+    ),
+    rows(
+        "position_counts.lists", "its lists are of one length, by position",
+        "len(position) = 0 OR position != list_sort(list_distinct(position)) OR len(n_top) != len(position) "
+        "OR len(n_active) != len(position) OR len(sum_activation) != len(position)", "position",
     ),
     _per_feature(
-        "positions.n_active", "active tokens at all positions are all active tokens", "sum(n_active)",
-        "f.n_active",
+        "position_counts.n_active", "active tokens at all positions are all active tokens",
+        "sum(list_sum(n_active))", "f.n_active",
     ),
     _per_feature(
-        "positions.n_top", "the strongest tokens are 2000, or all", "sum(n_top)", "least(f.n_active, 2000)"
+        "position_counts.n_top", "the strongest tokens are 2000, or all", "sum(list_sum(n_top))",
+        "least(f.n_active, 2000)",
     ),
     Check(
-        "positions.sum_activation", "summed over the positions it is mean_activation times n_active",
+        "position_counts.sum_activation", "summed over the positions it is mean_activation times n_active",
         f"SELECT sae, feature, r.total AS found FROM "  # noqa: S608
-        "(SELECT sae, feature, sum(sum_activation) AS total FROM positions GROUP BY sae, feature) r "
+        "(SELECT sae, feature, list_sum(sum_activation) AS total FROM position_counts) r "
         "JOIN features f USING (sae, feature) "
         f"WHERE abs(r.total - f.mean_activation * f.n_active) > {_RELATIVE} * abs(r.total)",
     ),

@@ -71,8 +71,8 @@ CHECKS: tuple[Check, ...] = (
         "WHERE sae IN (SELECT DISTINCT sae FROM examples) AND coalesce(e.activation, 0) != f.max_activation",
     ),
     rows(
-        "activation_histogram.edges", "a bin's upper edge is not below its lower one, and n not below 0",
-        "high < low OR n < 0", "low || ' to ' || high",
+        "activation_counts.edges", "the last edge is not below the first, and no bin below 0",
+        "high < low OR list_min(n) < 0", "low || ' to ' || high",
     ),
     rows(
         "examples.fires", "it fires; a near miss does not, and has a pre-activation instead",
@@ -83,7 +83,8 @@ CHECKS: tuple[Check, ...] = (
         "examples.active", "the block's activations hold the example's own, and none of a near miss",
         "len(active_positions) != len(active_values) OR CASE WHEN example_group = 'negative' "
         "THEN list_contains(active_positions, position) "
-        "ELSE active_values[list_position(active_positions, position)] IS DISTINCT FROM activation END",
+        "ELSE coalesce(abs(active_values[list_position(active_positions, position)] - activation), 1e9) "
+        f"> {_CLOSE} * list_max(active_values) END",
         "activation",
     ),
     grouped(

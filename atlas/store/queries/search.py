@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from atlas.errors import QueryError, one_of
 from atlas.store.families import FAMILIES
+from atlas.store.indexes import INDEXES
 from atlas.store.queries import search_index
 from atlas.store.queries.quality import present
 from atlas.store.queries.rows import arrow
@@ -88,26 +89,24 @@ def by_token(con: duckdb.DuckDBPyConnection, tokens: tuple[int, ...], role: str)
     """Features that have to do with any of some tokens; the score says how much.
 
     The score: for ``at`` and ``next`` the share of its firings that have these tokens, for ``up`` and
-    ``down`` the largest logit effect's size, for ``from`` the share of its stored positive DFA.
+    ``down`` the largest logit effect's size, for ``from`` the share of its stored positive DFA, rounded.
     QueryError names an unknown role.
     """
     one_of("role", role, ROLES, QueryError)
     if not tokens:
         return _empty()
-    source = {
-        "at": ("token_stats", "sum(precision)", "AND role = 'at'"),
-        "next": ("token_stats", "sum(precision)", "AND role = 'next'"),
-        "up": ("logit_effects", "max(value)", "AND sign = 1"),
-        "down": ("logit_effects", "max(-value)", "AND sign = -1"),
-        "from": ("dfa_tokens", "sum(share)", ""),
-    }
-    table, score, where = source[role]
+    score = "max(score)" if role in ("up", "down") else "sum(score)"
     return _candidates(
         con,
-        f"SELECT sae, feature, {score} AS score FROM {table} "  # noqa: S608
-        f"WHERE token IN (SELECT unnest($tokens::INTEGER[])) {where} GROUP BY ALL",
-        {"tokens": list(tokens)},
+        f"SELECT sae, feature, {score} AS score FROM {_indexed(con, 'token_index')} "  # noqa: S608
+        "WHERE role = $role AND token IN (SELECT unnest($tokens::INTEGER[])) GROUP BY ALL",
+        {"role": role, "tokens": list(tokens)},
     )
+
+
+def _indexed(con: duckdb.DuckDBPyConnection, name: str) -> str:
+    """A table in the order of searches, or the query of its rows in a release made before it was."""
+    return name if present(con, name) else f"({INDEXES[name]})"
 
 
 def by_places(con: duckdb.DuckDBPyConnection, places: pa.Table, reach: int = 0) -> pa.Table:
@@ -121,10 +120,8 @@ def by_places(con: duckdb.DuckDBPyConnection, places: pa.Table, reach: int = 0) 
     try:
         return _candidates(
             con,
-            """
-            SELECT sae, feature, count(*) AS score FROM examples e JOIN search_places p USING (block)
-            WHERE example_group = 'top' AND p.hits[e.position + 1] GROUP BY ALL
-            """,
+            f"SELECT sae, feature, count(*) AS score FROM {_indexed(con, 'example_places')} e "  # noqa: S608
+            "JOIN search_places p USING (block) WHERE p.hits[e.position + 1] GROUP BY ALL",
             {},
         )
     finally:
@@ -153,7 +150,7 @@ def like(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
     """
     return _candidates(
         con,
-        """
+        f"""
         WITH found AS (
             SELECT other_sae AS sae, other AS feature, cosine AS score
             FROM neighbours WHERE sae = $sae AND feature = $feature
@@ -162,14 +159,14 @@ def like(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
             UNION ALL
             SELECT $sae, other, jaccard FROM coactivation WHERE sae = $sae AND feature = $feature
             UNION ALL
-            SELECT sae, feature, count(*) / 20 FROM logit_effects
-            WHERE sign = 1 AND token IN (
+            SELECT sae, feature, count(*) / 20 FROM {_indexed(con, "token_index")}
+            WHERE role = 'up' AND token IN (
                 SELECT token FROM logit_effects WHERE sae = $sae AND feature = $feature AND sign = 1)
             GROUP BY ALL HAVING count(*) >= 5
         )
         SELECT sae, feature, max(score) AS score FROM found
         WHERE NOT (sae = $sae AND feature = $feature) GROUP BY ALL
-        """,
+        """,  # noqa: S608
         {"sae": sae, "feature": feature},
     )
 
