@@ -35,6 +35,11 @@ HEAD_FIELDS = (
     "notes",
     "verdicts",
 )
+BESIDE = ("stored", "opened", "shown", "conflict", "error", "fills", "echo")
+"""What is remembered of a note beside its fields, whose widgets Streamlit forgets by itself."""
+REMEMBERED = 3
+"""Notes left that are remembered, for a browser may go back at once to where it was."""
+_LEFT = "notes left"
 FEATURE_FIELDS = ("label", "tags", "interpretability", "notes")
 
 
@@ -70,9 +75,18 @@ class Draft(Generic[N]):
     @whole
     def open(self) -> None:
         """Fill the widgets from the database, unless they are on the page already."""
-        if self.key(self.names[0]) not in st.session_state:
+        if any(self.key(name) not in st.session_state for name in (self.names[0], "stored")):
             self.fill(self.load() or self.blank)
             self.put("opened", time.monotonic())
+            self._forget_older()
+
+    def _forget_older(self) -> None:
+        """Forget what is remembered of notes left long ago: every field on a page looks through all of it."""
+        left: list[str] = [one for one in st.session_state.get(_LEFT, []) if one != self.prefix]
+        for prefix in left[:-REMEMBERED]:
+            for name in BESIDE:
+                st.session_state.pop(prefix + name, None)
+        st.session_state[_LEFT] = [*left[-REMEMBERED:], self.prefix]
 
     def fill(self, note: N) -> None:
         """Take over a stored note: its fields, version and status."""

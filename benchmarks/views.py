@@ -163,14 +163,17 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--home", type=Path, default=Path("/tmp/store"))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--views", help="pages, with commas between them; without it all")
+    parser.add_argument(
+        "--views", help="with commas between them, such as head,search by text; without it all"
+    )
     parser.add_argument("--sessions", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=6, help="pages that each session opens")
     parser.add_argument("--pause", type=float, default=10.0, help="mean seconds before each")
     args = parser.parse_args()
     pages = asked(args.home)
     if args.views:
-        pages = {name: pages[name] for name in args.views.split(",")}
+        wanted = args.views.split(",")
+        pages = {name: asked for name, asked in pages.items() if name.split(",")[0] in wanted}
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with Server(args.home) as server:
         seconds = f"{server.seconds_to_start:.1f} s ({server.cpu() / 1000:.1f} of a processor)"

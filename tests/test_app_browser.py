@@ -228,6 +228,26 @@ def test_card_link_opens_the_feature_in_this_session(page, address):
     heading(page, "L1H2")
 
 
+def test_cards_come_when_the_reader_is_near_and_are_links_too(page, address):
+    from playwright.sync_api import expect
+
+    page.set_viewport_size({"width": 1400, "height": 400})
+    page.goto(f"{address}/head?head=L1H3&k=20&annotator=lia")
+    expect(page.locator(".card:not(.waiting)")).to_have_count(10)
+    expect(page.locator(".card.waiting")).to_have_count(10)
+    page.locator(".card").nth(7).scroll_into_view_if_needed()
+    expect(page.locator(".card:not(.waiting)")).to_have_count(20)
+    expect(page.locator(".card.waiting")).to_have_count(0)
+    label(page).fill("rows and rows")
+    label(page).blur()
+    expect(page.get_by_text("draft, version 1")).to_be_visible()
+    expect(page.locator(".card:not(.waiting)")).to_have_count(20)
+    last = page.locator(".card a.name").last
+    name = last.inner_text()
+    last.click()
+    heading(page, name.replace("feature", "Feature"))
+
+
 def test_the_card_of_a_feature_is_saved_in_three_forms(page, address, tmp_path):
     page.goto(f"{address}/feature?sae=synthetic/L01.z.topk-64&feature=5")
     page.locator(".row").first.wait_for()

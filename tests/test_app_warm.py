@@ -1,4 +1,4 @@
-"""What a server reads ahead, and what the head view leaves until it is unfolded."""
+"""What a server reads ahead, what the head view leaves for later, and what a session forgets."""
 
 # ruff: noqa: F401, F811 (fixtures are imported and then asked for by name)
 import gc
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app import state, warm
+from atlas.db.annotations import load_head
 from atlas.settings import load_settings
 from atlas.store import published
 from tests.test_app_views import atlas, home, show, words
@@ -49,3 +50,37 @@ def test_scatters_are_made_when_they_are_unfolded(atlas):
     assert not at.exception
     assert told in words(at)
     assert "DFA share: rank correlation" in words(at)
+
+
+def test_of_notes_left_long_ago_only_what_the_database_has_is_kept(atlas):
+    at = show("head", head="L0H0")
+    next(t for t in at.text_input if t.label == "Label").input("lists").run()
+    for head in ("L0H1", "L0H2", "L0H3", "L1H0", "L1H1"):
+        at.query_params["head"] = head
+        at.run()
+    remembered = [key for key in at.session_state if key.endswith("|stored")]
+    assert len(remembered) == 4
+    at.query_params["head"] = "L0H0"
+    at.run()
+    label = next(t for t in at.text_input if t.label == "Label")
+    assert label.value == "lists"
+    label.input("lists of names").run()
+    assert not at.warning, "its next save conflicts with itself"
+    assert load_head(atlas, "synthetic", 0, 0, "ann").label == "lists of names"
+
+
+def test_ten_cards_are_sent_at_once_and_the_others_when_asked_for(atlas, monkeypatch):
+    sent = {}
+    monkeypatch.setattr("app.components.draw.feature_cards", sent.__setitem__)
+    at = show("head", head="L0H1", k="20")
+    assert [card["rank"] for card in sent["cards"]["cards"]] == list(range(10))
+    later = sent["cards 10"]
+    assert later["waiting"] == list(range(10, 20))
+    assert "cards" not in later
+    monkeypatch.setattr("app.components.draw.wanted", {"cards 10": later["of"]}.get)
+    at.run()
+    assert [card["rank"] for card in sent["cards 10"]["cards"]] == list(range(10, 20))
+    assert all(card["examples"] for card in sent["cards 10"]["cards"])
+    at.query_params["head"] = "L0H2"  # what the browser asked for was another head's
+    at.run()
+    assert sent["cards 10"]["waiting"] == list(range(10, 20))

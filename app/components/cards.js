@@ -85,14 +85,8 @@ function cardNode(card, data, tip, open) {
   return node;
 }
 
-export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
-  const root = parentElement.querySelector(".root");
-  if (root.dataset.version === data.version) return;
-  root.dataset.version = data.version;
-  root.replaceChildren();
-  const tip = tooltip(root);
-  const open = (href) => setTriggerValue("open", href);
+// What the marks mean, above the first card.
+function legend(data) {
   const key = el("div", "keys");
   const fire = el("span", "tok act fire", "token");
   fire.style.setProperty("--a", "0.8");
@@ -112,6 +106,65 @@ export default function (component) {
     item.append(el("span", "tok match", "token"), el("span", "", "repeats, before the source and up to here"));
     key.insertBefore(item, key.lastChild);
   }
-  root.appendChild(key);
-  for (const card of data.cards) root.appendChild(cardNode(card, data, tip, open));
+  return key;
+}
+
+// Places of later cards are as high as the first cards are on average, so that little moves when they come.
+function keepHeight(root) {
+  const heights = [...root.querySelectorAll(".card")].map((card) => card.offsetHeight);
+  if (!heights.length || !heights[0]) return;
+  const mean = heights.reduce((a, b) => a + b) / heights.length;
+  document.documentElement.style.setProperty("--ha-card-height", `${mean.toFixed(1)}px`);
+}
+
+function scroller(node) {
+  for (let at = node.getRootNode().host || node; at; at = at.parentElement) {
+    if (/auto|scroll/.test(getComputedStyle(at).overflowY)) return at;
+  }
+  return null;
+}
+
+// Cards that have not come yet: asked for when the reader is two windows away. What is asked for is a state of
+// the component, so that the cards also come with whatever else the page asks of the server meanwhile.
+function places(root, data, ask) {
+  root.setAttribute("aria-busy", "true");
+  for (const rank of data.waiting) {
+    const node = el("article", "card waiting");
+    node.appendChild(el("span", "rank", String(rank + 1)));
+    root.appendChild(node);
+  }
+  const watcher = new IntersectionObserver(
+    (seen) => {
+      if (!seen.some((one) => one.isIntersecting)) return;
+      watcher.disconnect();
+      ask(data.of);
+    },
+    { root: scroller(root), rootMargin: "200% 0px" },
+  );
+  watcher.observe(root);
+  return watcher;
+}
+
+export default function (component) {
+  const { parentElement, setTriggerValue, setStateValue } = component;
+  const data = received(component);
+  const root = parentElement.querySelector(".root");
+  if (root.dataset.version !== data.version) {
+    root.dataset.version = data.version;
+    root.replaceChildren();
+    root.removeAttribute("aria-busy");
+    root.watcher?.disconnect();
+    if (data.waiting) root.watcher = places(root, data, (of) => setStateValue("wanted", of));
+    else {
+      const tip = tooltip(root);
+      if (!data.of) root.appendChild(legend(data));
+      for (const card of data.cards) root.appendChild(cardNode(card, data, tip, (href) => setTriggerValue("open", href)));
+      if (!data.of) keepHeight(root);
+    }
+  }
+  if (!data.waiting) return undefined;
+  return () => {
+    root.watcher.disconnect();
+    delete root.dataset.version;
+  };
 }

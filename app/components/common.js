@@ -1,5 +1,10 @@
 // Shared by every component. All text enters the page through textContent, never as markup.
 
+// What the server sent: JSON as bytes, which it writes once.
+function received(component) {
+  return JSON.parse(new TextDecoder().decode(component.data));
+}
+
 function el(tag, cls, text) {
   const node = document.createElement(tag);
   if (cls) node.className = cls;

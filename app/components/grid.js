@@ -78,11 +78,12 @@ function reachable(root) {
 
 export default function (component) {
   const root = component.parentElement.querySelector(".root");
-  draw(component, root);
-  return component.data.mini ? undefined : reachable(root);
+  const data = received(component);
+  draw(data, component.setTriggerValue, root);
+  return data.mini ? undefined : reachable(root);
 }
 
-function draw({ data, setTriggerValue }, root) {
+function draw(data, setTriggerValue, root) {
   if (root.dataset.version === data.version) return;
   root.dataset.version = data.version;
   root.replaceChildren();

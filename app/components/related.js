@@ -48,7 +48,8 @@ function relatedGroup(group, open, plain) {
 }
 
 export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
+  const { parentElement, setTriggerValue } = component;
+  const data = received(component);
   const root = parentElement.querySelector(".root");
   if (root.dataset.version === data.version) return;
   root.dataset.version = data.version;

@@ -2,14 +2,13 @@
 
 import re
 from collections import Counter
-from typing import Any
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import (
-    blind,
     families,
+    head_cards,
     head_facts,
     head_measures,
     head_near,
@@ -21,18 +20,14 @@ from app import (
     walk,
 )
 from app.components import draw
-from app.components.payload import Texts, example, rounded
 from app.head_form import Place, asked_head, head_form, move
 from app.state import Scope
 from app.views.atlas import mini_map, progress_bar
 from atlas.db import annotations
-from atlas.db.labels import feature_labels
 from atlas.errors import StoreError
-from atlas.store.queries import evidence, examples, features, heads, overview
-from atlas.store.queries.heads import HeadFeature
+from atlas.store.queries import heads
 from atlas.store.queries.overview import SaeRef
 
-CARDS_AT_ONCE = 10
 _NAME = re.compile(r"L(\d{1,4})H(\d{1,4})", re.IGNORECASE)
 
 
@@ -89,7 +84,7 @@ def _header(scope: Scope, place: Place, who: str) -> frozenset[tuple[int, int]]:
 
 def _hidden(scope: Scope, place: Place, who: str) -> bool:
     """Whether scores, families and others' labels are hidden because this head is judged blind."""
-    return blind.hides_head(scope.settings, scope.model.model, place.layer, place.head, who)
+    return head_cards.hidden(scope, place, who)
 
 
 def _moves(place: Place, done: frozenset[tuple[int, int]]) -> None:
@@ -117,61 +112,6 @@ def _jump(scope: Scope, place: Place) -> None:
         st.query_params.pop("layer", None)
 
     st.selectbox("Go to head", names, key="jump", on_change=jump, label_visibility="collapsed", width=110)
-
-
-Scoped = tuple[Scope, SaeRef, Place]
-
-
-def _examples(at: Scoped, ids: tuple[int, ...], n: int, texts: Texts) -> dict[int, list[dict[str, Any]]]:
-    scope, ref, _ = at
-    kept: dict[int, list[dict[str, Any]]] = {}
-    # A few features at a time: showing more of them asks only for those that were not shown yet.
-    for start in range(0, len(ids), CARDS_AT_ONCE):
-        some = ids[start : start + CARDS_AT_ONCE]
-        for one in scope.ask(examples.examples, ref.sae, some, ("top",), n):
-            kept.setdefault(one.feature, []).append(example(one, texts))
-    return kept
-
-
-def _logits(at: Scoped, ids: tuple[int, ...], texts: Texts) -> dict[tuple[int, int], list[list[Any]]]:
-    scope, ref, _ = at
-    found: dict[tuple[int, int], list[list[Any]]] = {}
-    for row in scope.ask(features.logits, ref.sae, ids, 8).to_pylist():
-        pair = [texts.text(row["token"]), rounded(row["value"])]
-        found.setdefault((row["feature"], row["sign"]), []).append(pair)
-    return found
-
-
-def card_data(at: Scoped, chosen: tuple[HeadFeature, ...], n: int, who: str) -> dict[str, Any]:
-    """What the cards component draws: one card per feature with n examples."""
-    scope, ref, place = at
-    ids = tuple(one.feature for one in chosen)
-    texts = Texts(scope.ask(overview.vocabulary, ref.model))
-    stats = scope.ask(features.summaries, ref.sae, ids)
-    hidden = _hidden(scope, place, who)
-    labels = feature_labels(scope.settings, {ref.sae: ids}, annotator=who, alone=hidden)
-    kinds = {} if hidden else scope.ask(evidence.families, ref.sae, ids)
-    told = families.rules(scope)
-    kept, tokens = _examples(at, ids, n, texts), _logits(at, ids, texts)
-    cards = []
-    for one in chosen:
-        stat = stats[one.feature]
-        top = stat["top_head"]
-        cards.append(
-            {
-                "feature": one.feature, "rank": one.rank, "label": labels.get((ref.sae, one.feature), ""),
-                "href": navigation.href("feature", sae=ref.sae, feature=one.feature, head=place.name),
-                "decoder_share": rounded(one.decoder_share), "fve": rounded(one.fve),
-                "dfa_share": rounded(one.dfa_share), "density": rounded(stat["density"]),
-                "max": rounded(stat["max_activation"]),
-                "other": "" if top is None or top == place.head else f"L{place.layer}H{top}",
-                "up": tokens.get((one.feature, 1), []), "down": tokens.get((one.feature, -1), [])[:5],
-                "examples": kept.get(one.feature, []),
-                "families": [[families.spoken(f), told.get(f, "")] for f in kinds.get(one.feature, [])],
-            }
-        )  # fmt: skip
-    here = {"layer": place.layer, "head": place.head, "before": 16, "after": 7}
-    return {**here, "texts": texts.list, "cards": cards}
 
 
 def _family(scope: Scope, where: DeltaGenerator) -> str | None:
@@ -203,7 +143,7 @@ def _features(scope: Scope, ref: SaeRef, place: Place, who: str) -> None:
         has = f"has a {heads.MEASURES[measure]} in this head"
         st.info(f"No firing feature{of} of {state.plain(ref.sae)} {has}.")
         return
-    draw.feature_cards("cards", card_data((scope, ref, place), chosen, n, who))
+    head_cards.cards((scope, ref, place), chosen, n, who)
     head_scatter.measures(scope, ref.sae, place.head, tuple(sorted(one.feature for one in chosen)))
 
 
