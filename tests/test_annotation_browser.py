@@ -140,6 +140,89 @@ def test_names_in_use_are_offered_and_what_is_typed_stays(page, address):
     expect(label(page)).to_have_value("typed at once")
 
 
+def test_words_that_were_not_confirmed_are_kept_however_one_goes_on(page, address):
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/head?head=L1H0&annotator=unsure")
+    ready(page, "L1H0")
+    form, keys = page.locator(".st-key-note-form"), page.keyboard
+    words = form.locator("[data-tag]")
+
+    def typed(name, text):
+        field = form.get_by_role("combobox", name=name)
+        field.press_sequentially(text)
+        expect(field).to_have_attribute("aria-expanded", "true")
+
+    typed("Groupings", "ind")
+    keys.press("Tab")
+    expect(words).to_have_text(["ind"])
+    # Typed as it is offered, but for its case; and one whose entry is at the end of a long list.
+    typed("Groupings", "SYNTAX")
+    page.locator("h1").click()
+    typed("Groupings", "e")
+    page.locator("h1").click()
+    expect(words).to_have_text(["ind", "syntax", "e"])
+    typed("Role", "a role of its own")
+    keys.press("Escape")
+    keys.press("n")
+    ready(page, "L1H1")
+    expect(words).to_have_count(0)
+    typed("Groupings", "by the mouse")
+    page.locator(".st-key-after button").first.click()
+    ready(page, "L1H2")
+    # An entry that an arrow key went to is the one that is meant; Enter takes one and not all that match.
+    typed("Groupings", "ind")
+    keys.press("ArrowDown")
+    keys.press("Control+Enter")
+    ready(page, "L1H3")
+    for place, said in (
+        ("L1H2", ["induction"]),
+        ("L1H1", ["by the mouse"]),
+        ("L1H0", ["ind", "syntax", "e"]),
+    ):
+        keys.press("p")
+        ready(page, place)
+        expect(words).to_have_text(said)
+    expect(form.get_by_role("combobox", name="Role")).to_have_value("a role of its own")
+
+
+def test_keys_before_the_first_form_wait_for_it(page, address):
+    from playwright.sync_api import expect
+
+    settled = page.locator("html[data-keys=ready]:not([data-held])")
+    keys, early = page.keyboard, page.locator(".ha-early")
+    page.goto(f"{address}/head?head=L0H1&annotator=early", wait_until="commit")
+    page.wait_for_function("() => window.headAtlasEarly")
+    keys.type("ebefore the form")
+    keys.press("Escape")
+    keys.type("wnotes, too")
+    expect(early).to_have_text("Opening … what you type is kept.")
+    ready(page, "L0H1")
+    expect(settled).to_have_count(1)
+    expect(early).to_have_count(0)
+    expect(label(page)).to_have_value("before the form")
+    expect(page.get_by_label("Notes")).to_have_value("notes, too")
+    # From the grid to a head, and from a card of it to a feature and back.
+    page.goto(f"{address}/atlas?annotator=early")
+    page.locator(".cell[data-at='0,2']").press("Enter")
+    keys.type("efrom the grid")
+    ready(page, "L0H2")
+    expect(settled).to_have_count(1)
+    expect(label(page)).to_have_value("from the grid")
+    page.locator(".card a.name").first.click()
+    keys.type("eof a feature")
+    keys.press("Escape")
+    keys.type("bwof the head")
+    ready(page, "L0H2")
+    expect(settled).to_have_count(1)
+    expect(page.get_by_label("Notes")).to_have_value("of the head")
+    expect(label(page)).to_have_value("from the grid")
+    page.goto(f"{address}/head?head=L9H9&annotator=early", wait_until="commit")
+    page.wait_for_function("() => window.headAtlasEarly")
+    keys.type("enowhere")
+    expect(early).to_contain_text("There is no form here")
+
+
 def test_the_second_writer_sees_both_texts(page, browser, address):
     from playwright.sync_api import expect
 

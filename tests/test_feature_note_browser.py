@@ -92,6 +92,22 @@ def test_what_is_typed_while_the_next_feature_opens_lands_there(page, app):
     assert stored == [("of eight", ""), ("of nine", ""), ("", "of ten")]
 
 
+def test_a_tag_that_was_not_confirmed_is_kept(page, app):
+    from playwright.sync_api import expect
+
+    visit(page, app, 16, "tags")
+    tags = page.get_by_role("combobox", name="Tags")
+    page.keyboard.type("tby key")
+    expect(tags).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("Control+Enter")
+    ready(page, 17)
+    tags.press_sequentially("by mouse")
+    expect(tags).to_have_attribute("aria-expanded", "true")
+    page.locator(".st-key-after button").first.click()
+    ready(page, 18)
+    assert [app.note(at, "tags").tags for at in (16, 17)] == [("by key",), ("by mouse",)]
+
+
 def test_a_reload_in_the_middle_of_a_draft_loses_nothing(page, app):
     from playwright.sync_api import expect
 
