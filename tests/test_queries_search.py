@@ -11,6 +11,7 @@ import pytest
 from atlas.errors import QueryError
 from atlas.store.connection import cursor, open_release
 from atlas.store.families import FAMILIES
+from atlas.store.indexes import INDEXES
 from atlas.store.queries import evidence, overview, search, search_index, texts
 from atlas.store.queries.search import PAGE, ROLES, Filters
 from atlas.store.queries.search_index import COLUMNS
@@ -59,6 +60,25 @@ def test_by_token_against_a_loop(con, role):
             expected[key] = max(known, size) if role in ("up", "down") else known + size
     assert len(expected) > 0
     assert scores(search.by_token(con, tokens, role)) == pytest.approx(expected, rel=1e-5, abs=5.1e-4)
+
+
+def test_a_release_without_the_indexes_is_searched_in_its_other_tables(tmp_path, con):
+    path = build_synthetic_release(tmp_path / "releases")
+    with duckdb.connect(str(path)) as old:
+        for name in INDEXES:
+            old.execute(f"DROP TABLE {name}")
+    tokens = tuple(
+        row["token"] for row in rows(con, "SELECT DISTINCT token FROM token_index ORDER BY 1 LIMIT 4")
+    )
+    places = pa.table([[0, 1, 2], [1, 1, 1], [20, 20, 20]], schema=texts.PLACES)
+    sae, feature = con.execute("SELECT sae, feature FROM features WHERE alive LIMIT 1").fetchone()
+    asked = [(search.by_token, tokens, role) for role in ROLES]
+    asked += [(search.by_places, places), (search.like, sae, feature)]
+    with open_release(path) as old:
+        for query, *arguments in asked:
+            found = query(con, *arguments)
+            assert found.num_rows > 0
+            assert query(old, *arguments).equals(found)
 
 
 def test_no_token_finds_nothing_and_an_unknown_role_is_named(con):
