@@ -83,6 +83,7 @@ def _fields(draft: Draft[FeatureAnnotation], scope: Scope, ref: SaeRef) -> None:
         st.multiselect(
             "Tags", list(dict.fromkeys([*(draft.get("tags") or []), *known])), key=draft.key("tags"),
             on_change=save, accept_new_options=True, max_selections=MOST_WORDS, placeholder="type your own",
+            filter_mode="contains", select_all=False,
         )  # fmt: skip
     with three, st.container(key="note_rating"):
         st.pills(

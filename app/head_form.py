@@ -102,6 +102,7 @@ def _what_it_is(draft: Draft[HeadAnnotation], scope: Scope) -> None:
         "Groupings", _options(draft.get("groupings") or [], known, FAMILIES), key=draft.key("groupings"),
         on_change=save, accept_new_options=True, max_selections=MOST_WORDS,
         placeholder="choose, or type your own", help="of its top features; groups come here by themselves",
+        filter_mode="contains", select_all=False,
     )  # fmt: skip
     with st.container(key="note_semanticity"):
         st.pills(

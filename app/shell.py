@@ -2,7 +2,8 @@
 
 Streamlit's page is blank until two megabytes of scripts have been read. Scripts replace what stands in its
 root; until then it shows this. Scripts that every view needs, and that would only be asked for when the first
-part of the page has come, are asked for together with the others.
+part of the page has come, are asked for together with the others. Keys that are pressed until then are
+held by a script of the page's own (``components/keys_early.js``).
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 ROOT = b'<div id="root"></div>'
 EARLY = ("Html", "purify.es", "BidiComponent", "serialization", "recordbatch", "Selectbox", "ButtonGroup")
 """Scripts by the first part of their names; the rest changes with every version."""
+_KEYS = Path(__file__).parent / "components" / "keys_early.js"
 _FRAME = """<div id="root"><style>
 :root{color-scheme:light dark}body{margin:0;background:Canvas}
 #ha-shell{font:15px/1.5 system-ui,sans-serif;color:GrayText;padding:1rem 2rem}
@@ -48,7 +50,8 @@ class Shell:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._links = early_scripts(Path(streamlit.__file__).parent / "static" / "static" / "js")
+        links = early_scripts(Path(streamlit.__file__).parent / "static" / "static" / "js")
+        self._links = f"{links}<script>{_KEYS.read_text('utf-8')}</script>"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask for the page uncompressed and whole, and send it on with its frame."""

@@ -7,7 +7,7 @@ import pytest
 
 from atlas.db import annotations
 from atlas.settings import load_settings
-from tests.test_app_browser import address, browser, heading, label, page
+from tests.test_app_browser import address, browser, heading, label, page, slow
 
 pytestmark = pytest.mark.browser
 OTHERS = re.compile(r"^What others wrote \(")
@@ -128,9 +128,12 @@ def test_names_in_use_are_offered_and_what_is_typed_stays(page, address):
     for key in ("Enter", "Escape", "Control+s"):
         keys.press(key)
     expect(page.get_by_text(re.compile("^done, version"))).to_be_visible()
+    slow(page, 2000)
     page.reload()
     ready(page, "L1H0")
     expect(page.get_by_label("Role")).to_have_value("name mover")
+    # However long the server takes to open the other head, what is typed waits for it.
+    page.evaluate("window.slow = true")
     keys.press("/")
     keys.type("L1H2")
     keys.press("Enter")

@@ -89,6 +89,14 @@ def heading(page, text):
     page.get_by_role("heading", name=text, exact=True).wait_for()
 
 
+def slow(page, ms):
+    """From the next page on, what the browser tells the server takes its time; ``ms`` says how long."""
+    page.add_init_script(
+        f"{{ const send = WebSocket.prototype.send; WebSocket.prototype.send = function (message) {{"
+        f" setTimeout(() => send.call(this, message), window.slow ? {ms} : 0) }} }}"
+    )
+
+
 def label(page):
     """The label's field, once the field of the head before is gone."""
     from playwright.sync_api import expect

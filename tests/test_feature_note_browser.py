@@ -9,7 +9,7 @@ import pytest
 
 from atlas.db import annotations
 from atlas.settings import load_settings
-from tests.test_app_browser import browser, heading, label, page, served
+from tests.test_app_browser import browser, heading, label, page, served, slow
 
 pytestmark = pytest.mark.browser
 SAE = "synthetic/L00.z.topk-64"
@@ -106,6 +106,20 @@ def test_a_tag_that_was_not_confirmed_is_kept(page, app):
     page.locator(".st-key-after button").first.click()
     ready(page, 18)
     assert [app.note(at, "tags").tags for at in (16, 17)] == [("by key",), ("by mouse",)]
+
+
+def test_what_is_typed_after_a_number_lands_in_that_feature(page, app):
+    slow(page, 2000)
+    visit(page, app, 21, "jump")
+    page.evaluate("window.slow = true")
+    page.keyboard.type("/23")
+    page.keyboard.press("Enter")
+    page.keyboard.type("eof twenty-three")
+    page.keyboard.press("Control+s")
+    ready(page, 23)
+    version(page, 1)
+    assert app.note(23, "jump").label == "of twenty-three"
+    assert app.note(21, "jump") is None
 
 
 def test_a_reload_in_the_middle_of_a_draft_loses_nothing(page, app):

@@ -1,7 +1,9 @@
 // The keyboard of the annotation form: letters act while no field is edited, and nothing typed is lost.
 
 const ASKED_BY = { note_next: "next", before: "before", after: "after", unseen: "unseen" };
-const JUMP = ".st-key-jump";
+const JUMP = ".st-key-jump, .st-key-jump_feature";
+// The map of heads, and links to heads and features.
+const LEADS = ".mini .cell, a[href^='head?'], a[href^='feature?']";
 const MOVING = Object.keys(ASKED_BY).map((name) => `.st-key-${name}`).join(", ");
 
 // What a letter does while no field is edited; false if it does nothing here.
@@ -39,20 +41,24 @@ function pressed(event) {
   if (event.key === "Escape" && isField(active) && (inForm(active) || active.closest?.(JUMP))) {
     // A list of choices would take Escape as the wish to have nothing chosen.
     if (active.role === "combobox") event.stopImmediatePropagation();
-    leave(active);
-    return;
-  }
-  if (key === "enter" && active?.closest?.(JUMP) && active.ariaExpanded === "true") {
-    // After the list has seen the key.
-    queueMicrotask(() => hold({ at: form.place, perhaps: true }));
+    if (unlisted(active)) later(active, () => leave(active));
+    else leave(active);
     return;
   }
   if (key === "enter" && !modified && event.isTrusted && unlisted(active)) {
     event.preventDefault();
     event.stopImmediatePropagation();
-    later(active, () => choose(active));
+    later(active, () => confirm(active));
     return;
   }
+  if (key === "enter" && event.isTrusted && jumps(active)) {
+    // After the field has seen the key.
+    queueMicrotask(() => hold({ at: form.place, leads: true }));
+    return;
+  }
+  // The list closes itself on Tab, and is deaf from then on.
+  if (key === "tab" && form.typing === active) choose(active);
+  if (key.startsWith("arrow") && active?.ariaExpanded === "true") form.arrowed = active;
   const command = event.ctrlKey || event.metaKey ? { s: "save", enter: "next" }[key] : null;
   if (command) ask(command);
   else if (modified || isField(active)) return;
@@ -63,9 +69,26 @@ function pressed(event) {
   event.stopImmediatePropagation();
 }
 
+// Whether Enter in a field that asks for another head or feature leads there: not to where one is, nor to none at all.
+function jumps(field) {
+  if (!field?.closest?.(JUMP)) return false;
+  if (field.type === "number") return field.value !== "" && field.validity.valid && field.value !== form.place.split(" ").at(-1);
+  const chosen = document.getElementById(field.getAttribute("aria-activedescendant"));
+  return field.ariaExpanded === "true" && Boolean(chosen) && chosen.textContent.trim() !== form.place;
+}
+
+// Whether a click leads to another head or feature.
+function leadsOn(event) {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return false;
+  const node = event.composedPath().find((one) => one.matches?.(LEADS));
+  if (!node?.href) return Boolean(node) && node.getAttribute("aria-current") !== "true";
+  const asked = new URL(node.href).searchParams;
+  return form.place !== (asked.has("feature") ? `${asked.get("sae")} ${asked.get("feature")}` : asked.get("head"));
+}
+
 function clicked(event) {
   if (!form.mounted || form.held || !event.isTrusted) return;
-  if (event.composedPath().some((node) => node.matches?.(".mini .cell"))) hold({ at: form.place, perhaps: true });
+  if (leadsOn(event)) hold({ at: form.place, leads: true });
   const box = event.target.closest?.(MOVING);
   if (!box) return;
   const [, name] = Object.entries(ASKED_BY).find(([key]) => box.classList.contains(`st-key-${key}`));
@@ -92,6 +115,8 @@ function install() {
 
 function uninstall() {
   clearTimeout(form.timer);
+  // On the way to another view this form goes before the next one comes.
+  window.headAtlasEarly?.keep(form.held?.keys || []);
   drop();
   for (const [name, listener] of listeners) window.removeEventListener(name, listener, true);
   window.removeEventListener("pagehide", leaving);
@@ -108,6 +133,11 @@ export default function (component) {
   Object.assign(form, { place, kind, prefix, does, answered, mounted: true, send: component.setStateValue });
   page.keys = "ready";
   page.head = place;
+  const early = window.headAtlasEarly?.take() || [];
+  if (early.length && !form.held) {
+    hold({ at: null, leads: true });
+    form.held.keys.push(...early);
+  }
   return () => {
     form.mounted = false;
     uninstall();

@@ -71,6 +71,7 @@ function featureLetter(event) {
   else if (key === "c") comment();
   else if (key === "h") press(`${own("history")} summary`);
   else if (key === "/") number();
+  else if (key === "b") return back();
   else if (RATINGS.includes(key)) rate(RATINGS.indexOf(key));
   else if (key === "x") rate(null);
   else if (key === "z") ask(event.shiftKey ? "redo" : "undo");

@@ -18,6 +18,8 @@ const form = {
   timer: 0,
   unkept: 0,
   choosing: null,
+  typing: null,
+  arrowed: null,
 };
 
 function isField(node) {
@@ -67,8 +69,14 @@ function keep(field) {
 
 function strayed(event) {
   const field = event.target;
-  if (!form.mounted || Date.now() < wanted.until || !isField(field) || !inForm(field)) return;
-  if (event.relatedTarget || field.type === "checkbox") return;
+  // A list of choices says of itself that its field was left, while an entry is pointed at.
+  if (!event.isTrusted) return;
+  if (!form.mounted || !isField(field) || !inForm(field) || field.type === "checkbox") return;
+  if (event.relatedTarget || Date.now() < wanted.until || !document.hasFocus()) {
+    // Typed and not confirmed is meant all the same.
+    if (form.typing === field) choose(field);
+    return;
+  }
   const { selectionStart, selectionEnd } = field;
   queueMicrotask(() => {
     if (!field.isConnected || document.activeElement !== document.body || !document.hasFocus()) return;
@@ -78,7 +86,12 @@ function strayed(event) {
 }
 
 function typed(event) {
-  if (event.target.role === "combobox" && inForm(event.target)) form.choosing = event.target;
+  const choice = event.target.role === "combobox";
+  if (choice && event.target.closest(JUMP)) form.choosing = event.target;
+  if (choice && inForm(event.target)) {
+    form.choosing = form.typing = event.target;
+    form.arrowed = null;
+  }
   if (!(event.target instanceof HTMLTextAreaElement) || !inForm(event.target)) return;
   clearTimeout(form.timer);
   const field = event.target;

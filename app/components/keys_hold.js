@@ -7,8 +7,9 @@
 // newer message overtakes it, a value comes along with that one.
 
 const ASK_AGAIN_MS = 3000;
-// A choice in the list or the map of heads leads to another head, unless it is the one that is open.
-const PERHAPS_MS = 1500;
+// A link, a choice of a head, or the way back leads to another place, however long the server takes; a press that was
+// lost on the way is given up after a while in which the server did nothing.
+const LEADS_MS = 15000;
 const SETTLE_MS = 60;
 const LONGEST_SETTLE_MS = 3000;
 const MOVES = { n: "after", p: "before", u: "unseen" };
@@ -25,15 +26,43 @@ function send(asked) {
 
 // Whether something was typed into a list of choices that has not yet found what it could be.
 function unlisted(field) {
-  const typed = field?.role === "combobox" && inForm(field) && field.value && form.choosing === field;
+  const typed = field?.role === "combobox" && field.value && form.choosing === field;
   return Boolean(typed && !field.getAttribute("aria-activedescendant"));
+}
+
+// Enter, pressed in a field that was not yet ready for it; true if it leads to another head.
+function confirm(field) {
+  const leads = jumps(field);
+  form.choosing = null;
+  field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", code: "Enter", bubbles: true, cancelable: true }));
+  if (leads) hold({ at: form.place, leads: true });
+  return leads;
+}
+
+// The entry of an open list of choices that says what is typed: the one an arrow key went to, else the one with these
+// words, else the one that adds them. The list draws only the part that one sees, and the last comes at its end.
+function entry(field) {
+  const list = document.getElementById(field.getAttribute("aria-controls"));
+  if (!list) return null;
+  const words = field.value.trim().toLowerCase();
+  const find = () => {
+    const options = [...list.querySelectorAll("[role=option]")];
+    const same = options.find((one) => one.textContent.trim().toLowerCase() === words);
+    return same || options.find((one) => one.dataset.key === "__creatable__");
+  };
+  const reached = form.arrowed === field && document.getElementById(field.getAttribute("aria-activedescendant"));
+  const found = reached || find();
+  if (found) return found;
+  list.scrollTop = list.scrollHeight;
+  list.dispatchEvent(new Event("scroll"));
+  return find();
 }
 
 // What is typed into an open list of choices is chosen, for leaving it would forget it.
 function choose(field) {
-  form.choosing = null;
-  if (field.role !== "combobox" || field.ariaExpanded !== "true" || !field.value) return;
-  field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", code: "Enter", bubbles: true, cancelable: true }));
+  form.choosing = form.typing = null;
+  if (field.role !== "combobox" || field.ariaExpanded !== "true" || !field.value.trim()) return;
+  entry(field)?.click();
 }
 
 async function listed(field) {
@@ -80,6 +109,15 @@ function ask(name) {
   return goes;
 }
 
+// To the head that one came from; true if there is one.
+function back() {
+  const button = fresh(".st-key-came button");
+  if (!button) return false;
+  hold({ at: form.place, leads: true });
+  button.click();
+  return true;
+}
+
 function hold(asked) {
   const held = { asked, keys: [], since: Date.now(), arrived: 0, playing: false };
   form.held = held;
@@ -92,8 +130,8 @@ function look(held) {
   const here = form.place !== at ? Boolean(fresh(own("label"))) : form.answered >= (seq ?? Infinity);
   if (!here) {
     if (running()) held.since = Date.now();
-    else if (held.asked.perhaps && Date.now() - held.since > PERHAPS_MS) finish(held);
-    else if (!held.asked.perhaps && Date.now() - held.since > ASK_AGAIN_MS) {
+    else if (held.asked.leads && Date.now() - held.since > LEADS_MS) finish(held);
+    else if (!held.asked.leads && Date.now() - held.since > ASK_AGAIN_MS) {
       held.since = Date.now();
       send(held.asked);
     }
@@ -189,6 +227,8 @@ function again(key, active) {
   const name = key.key.toLowerCase();
   if (key.ctrlKey || key.metaKey) return ask(name === "enter" ? "next" : "save");
   if (!isField(active) && MOVES[name]) return ask(MOVES[name]);
+  if (!isField(active) && name === "b" && form.kind === "feature") return back();
+  if (name === "enter" && jumps(active)) return confirm(active);
   if (name === "backspace") document.execCommand("delete");
   else if (name === "enter" && active instanceof HTMLTextAreaElement) document.execCommand("insertText", false, "\n");
   else {

@@ -1,0 +1,105 @@
+// Keys pressed before the form is there: on a page that is still loading, or on the way from the grid or a link to a
+// head or a feature. They are held here and played into the form when it comes (keys_hold.js); a line says so. Where no
+// form comes (nobody may write, the address names nothing), they are let go, and the line says that.
+//
+// This stands in the page itself, before any script of the app has been read.
+
+(() => {
+  const REST_MS = 2500;
+  const VIEWS = /\/(head|feature)$/;
+  const LEADS = ".cell[data-at], a[href^='head?'], a[href^='feature?']";
+  const BEGINS = /^[a-z0-9?/]$/i;
+  const state = { keys: [], leads: 0, rest: 0, timer: 0, said: null };
+
+  const ready = () => document.documentElement.dataset.keys === "ready";
+
+  // Whether the page is drawn as far as it will be.
+  function atRest() {
+    const { testScriptState, testConnectionState } = document.querySelector(".stApp")?.dataset || {};
+    return testScriptState === "notRunning" && testConnectionState === "CONNECTED";
+  }
+
+  function active() {
+    let node = document.activeElement;
+    while (node?.shadowRoot?.activeElement) node = node.shadowRoot.activeElement;
+    return node;
+  }
+
+  function say(text, forMs) {
+    state.said?.remove();
+    state.said = null;
+    if (!text) return;
+    const line = document.createElement("div");
+    line.className = "ha-early";
+    line.setAttribute("role", "status");
+    line.style.cssText =
+      "position:fixed;left:50%;bottom:1.5rem;transform:translateX(-50%);z-index:1000000;padding:.4rem .9rem;" +
+      "border-radius:.5rem;font:14px/1.5 system-ui,sans-serif;color:#fff;background:#31333f;border:1px solid #8a8c96";
+    line.textContent = text;
+    document.body.append(line);
+    state.said = line;
+    if (forMs) setTimeout(() => state.said === line && say(null), forMs);
+  }
+
+  function stop() {
+    clearInterval(state.timer);
+    state.timer = state.leads = state.rest = 0;
+  }
+
+  function look() {
+    if (ready()) return stop();
+    if (!atRest()) state.rest = 0;
+    else state.rest ||= Date.now();
+    if (!state.rest || Date.now() - state.rest < REST_MS) return;
+    if (state.keys.length) say("There is no form here to type into; what was typed was let go.", 4000);
+    state.keys = [];
+    stop();
+  }
+
+  function coming() {
+    return !ready() && (state.leads || (VIEWS.test(location.pathname) && (state.keys.length || !atRest())));
+  }
+
+  function held(event) {
+    const { key, ctrlKey, metaKey, altKey } = event;
+    const modified = ctrlKey || metaKey || altKey;
+    if (!state.keys.length) return !modified && BEGINS.test(key);
+    if (modified) return !altKey && /^(enter|s)$/i.test(key);
+    return key.length === 1 || ["Enter", "Escape", "Backspace"].includes(key);
+  }
+
+  function pressed(event) {
+    const field = active()?.matches?.("input:not([type=checkbox], [type=radio]), textarea, [contenteditable=true]");
+    if (!event.isTrusted || event.repeat || field || !coming() || !held(event)) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    state.keys.push(event);
+    state.timer ||= setInterval(look, 100);
+    if (state.keys.length === 1) say("Opening … what you type is kept.");
+  }
+
+  function clicked(event) {
+    if (ready() || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (!event.composedPath().some((node) => node.matches?.(LEADS))) return;
+    state.leads = Date.now();
+    state.rest = 0;
+    state.timer ||= setInterval(look, 100);
+  }
+
+  window.addEventListener("keydown", pressed, true);
+  window.addEventListener("click", clicked, true);
+  window.headAtlasEarly = {
+    // The keys that wait, for the form that has come.
+    take() {
+      stop();
+      if (state.keys.length) say(null);
+      return state.keys.splice(0);
+    },
+    // Keys that a form held for another one, which is not there yet.
+    keep(keys) {
+      state.keys.push(...keys);
+      state.rest = 0;
+      if (state.keys.length) state.timer ||= setInterval(look, 100);
+    },
+  };
+})();
