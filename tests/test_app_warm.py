@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401, F811 (fixtures are imported and then asked for by name)
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,21 @@ def test_nothing_to_read_and_nothing_readable_are_for_the_first_page_to_say(tmp_
     folder.mkdir(parents=True)
     (folder / "current.json").write_text("{")
     warm.make_ready(load_settings())
+
+
+def test_a_release_is_read_ahead_whole_where_there_is_memory_for_it(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, n, __: asked.append((start, start + n)))
+    monkeypatch.setattr(warm, "STEP", 1000)
+    file = tmp_path / "release.duckdb"
+    file.write_bytes(bytes(4500))
+    monkeypatch.setattr(warm, "_free_memory", lambda: 9000)
+    assert warm.read_ahead(file)
+    assert [start for start, _ in asked] == [0, *(stop for _, stop in asked[:-1])]
+    assert asked[-1][1] >= 4500
+    monkeypatch.setattr(warm, "_free_memory", lambda: 8999)
+    assert not warm.read_ahead(file)
+    assert len(asked) == 5
 
 
 def test_scatters_are_made_when_they_are_unfolded(atlas):

@@ -30,6 +30,8 @@ _FLAGS = {
     "client.showErrorLinks": "false",
     # A full collection after every run costs a tenth of a second; Python collects by itself when it has to.
     "runner.postScriptGC": "false",
+    # The pages write what they mean; looking through their code for bare expressions takes time at the first.
+    "runner.magicEnabled": "false",
     "theme.light.primaryColor": "#0072b2",
     "theme.dark.primaryColor": "#58aee8",
     "theme.baseFontSize": "15",
