@@ -5,6 +5,7 @@ that what Streamlit adds (building, comparing and sending its messages) is part 
 """
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -32,6 +33,14 @@ class Spent(NamedTuple):
     wall: float
     cpu: float
     kilobytes: float
+
+
+class Waiting(NamedTuple):
+    """Cards that were not sent: the fragment and the component that would show them, and their name there."""
+
+    fragment: str
+    component: str
+    of: str
 
 
 class Address(NamedTuple):
@@ -79,6 +88,13 @@ class Server:
         after_name = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return _TICK * (int(after_name[11]) + int(after_name[12]))
 
+    def rest(self) -> None:
+        """Wait until it has done what it does at its start, such as reading ahead."""
+        before = -1.0
+        while self.cpu() - before > 20:
+            before = self.cpu()
+            time.sleep(1)
+
     def memory(self) -> float:
         """Its memory, in MB; pages of the release that the system keeps for it are not counted."""
         lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
@@ -92,6 +108,8 @@ class Session:
     def __init__(self, server: Server, socket: ClientConnection) -> None:
         self._server, self._socket = server, socket
         self.errors: list[str] = []
+        self.waiting: list[Waiting] = []
+        """Of the page that is shown."""
 
     @staticmethod
     @asynccontextmanager
@@ -110,13 +128,28 @@ class Session:
         asked = BackMsg()
         asked.rerun_script.query_string = urlencode(address.params)
         asked.rerun_script.page_name = address.view
+        self.waiting.clear()
+        return await self._answered(address, asked)
+
+    async def more(self, address: Address) -> Spent:
+        """Ask for the first cards that were not sent with the page, as a browser does near their place."""
+        one = self.waiting.pop(0)
+        asked = BackMsg()
+        asked.rerun_script.query_string = urlencode(address.params)
+        asked.rerun_script.page_name = address.view
+        asked.rerun_script.fragment_id = one.fragment
+        state = asked.rerun_script.widget_states.widgets.add()
+        state.id, state.json_value = one.component, json.dumps({"wanted": one.of})
+        return await self._answered(address, asked)
+
+    async def _answered(self, address: Address, asked: BackMsg) -> Spent:
         start, cpu = time.perf_counter(), self._server.cpu()
         await self._socket.send(asked.SerializeToString())
         n_bytes = 0
         while True:
             data = await asyncio.wait_for(self._socket.recv(), 120)
             n_bytes += len(data)
-            message = ForwardMsg.FromString(data)  # type: ignore[arg-type]
+            message = ForwardMsg.FromString(data)
             self._note(address, message)
             if message.WhichOneof("type") != "script_finished":
                 continue
@@ -129,6 +162,9 @@ class Session:
         element = message.delta.new_element
         kind = element.WhichOneof("type")
         told = ""
+        if kind == "bidi_component" and b'"waiting":' in element.bidi_component.bytes:
+            of = json.loads(element.bidi_component.bytes)["of"]
+            self.waiting.append(Waiting(message.delta.fragment_id, element.bidi_component.id, of))
         if kind == "exception":
             told = element.exception.message
         elif kind == "alert" and element.alert.format == element.alert.ERROR:

@@ -50,7 +50,7 @@ def asked(home: Path) -> dict[str, list[Params]]:
     return {
         "atlas": [{}, {"colour": "induction"}, {"colour": "n_induction"}, {"form": "Table"}],
         "head": [{"head": name} for name in heads],
-        "head, 50 features": [{"head": name, "k": "50"} for name in heads[:1]],
+        "head, 50 features": [{"head": name, "k": "50"} for name in heads[:5]],
         "feature": list(features),
         "search": [{}, *_searches(words)],
         "search by text": [{"by": "text", "q": word} for word in ("import", "return", " was", "e", "xyzzy")],
@@ -76,6 +76,22 @@ def _searches(words: Sequence[str]) -> Iterator[Params]:
 def page(name: str, params: Params) -> Address:
     """The address of a named page; what stands after a comma or a space tells pages of one view apart."""
     return Address(name.split(",")[0].split(" ")[0], params)
+
+
+async def first(server: Server, home: Path) -> None:
+    """Prints the time of the first page after the server's start, a head, and of cards that come later."""
+    server.rest()
+    params = asked(home)["head"][0]
+    async with Session.opened(server) as session:
+        once = await session.visit(page("head", params))
+    _no_errors(session)
+    told = f"the first page, a head: {once.wall:.0f} ({once.cpu:.0f}) ms"
+    async with Session.opened(server) as session:
+        await session.visit(fifty := page("head", {**params, "k": "50"}))
+        later = [await session.more(fifty) for _ in session.waiting.copy()]
+    _no_errors(session)
+    wall, cpu = (statistics.median(one[i] for one in later) for i in (0, 1))
+    print(f"{told}; ten more cards of it: {wall:.0f} ({cpu:.0f}) ms, the median of {len(later)}\n")
 
 
 async def times(server: Server, pages: Mapping[str, list[Params]], repeats: int) -> None:
@@ -181,6 +197,7 @@ async def main() -> None:
         if args.sessions:
             await together(server, pages, args.sessions, args.rounds, args.pause)
         else:
+            await first(server, args.home)
             await times(server, pages, args.repeats)
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")
 
