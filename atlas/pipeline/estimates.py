@@ -19,9 +19,9 @@ from atlas.sites import Site
 
 EXAMPLES = 80
 """Examples kept of a feature that fires often enough: 75 firing ones and 5 near misses."""
-ACT_BYTES, SUMMARY_BYTES, DFA_BYTES, SHARE_BYTES, RELEASE_BYTES = 8, 4_500, 150, 5_000, 7_000
+ACT_BYTES, SUMMARY_BYTES, DFA_BYTES, SHARE_BYTES, RELEASE_BYTES = 8, 5_000, 150, 12_000, 15_500
 """Bytes of one activation in a shard; of a feature in summaries; of an example's DFA; of a feature in the
-tables of shares; of a feature in a release. Measured on z SAEs of docs-12l and docs-2l."""
+tables of shares; of a feature in a release. Measured on z SAEs of twelve heads (benchmarks/store.py)."""
 HARVEST_BLOCKS, VARIANTS, PAIR_BYTES = 16, 6, 60_000
 REPEAT_TOKENS, KINDS_OF_PROMPTS, PROMPT_TOKENS = 121, 4, 40
 
