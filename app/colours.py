@@ -57,4 +57,4 @@ def ink_on(colour: str) -> str:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in
               (channel / 255 for channel in _channels(colour))]  # fmt: skip
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#111" if luminance > 0.179 else "#fff"
+    return "#000" if luminance > 0.179 else "#fff"

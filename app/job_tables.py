@@ -120,7 +120,9 @@ def steps_table(run: RunRow, *, every: bool = False) -> str:
             lines += [group_line(box, rest)] if rest else []
             lines += [step_line(step, units.get(step.kind)) for step in alone]
     left = {"status", "says"}
-    head = "".join(f"<th{' class=ha-left' if h in left else ''}>{h}</th>" for h in _HEADINGS)
+    head = "".join(
+        f"<th{' class=ha-left' if h in left else ''}>{h}</th>" if h else "<td></td>" for h in _HEADINGS
+    )
     body = "".join(lines)
     table = f"<table class='ha-table ha-steps'><tr><th>step</th>{head}</tr>{body}</table>"
     return f"<div class='ha-scroll'>{table}</div>"

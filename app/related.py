@@ -5,7 +5,7 @@ from typing import Any
 
 from app import families, navigation
 from app.components.payload import Texts
-from app.state import Scope
+from app.state import Scope, annotator
 from app.style import number
 from atlas.db.labels import feature_labels
 from atlas.store.queries import evidence, features, overview
@@ -33,7 +33,8 @@ def _rows(
     for sae, feature, _ in others:
         by_sae.setdefault(sae, []).append(feature)
     stats, kinds = {}, {}
-    labels = feature_labels(scope.settings, by_sae, annotator=whose, alone=whose is not None)
+    who = whose or annotator(scope.settings)
+    labels = feature_labels(scope.settings, by_sae, annotator=who, alone=whose is not None)
     for sae, ids in by_sae.items():
         asked = tuple(sorted(set(ids)))
         stats[sae] = scope.ask(features.summaries, sae, asked)

@@ -8,7 +8,7 @@ import streamlit as st
 from app import families, navigation, style
 from app.components.payload import Texts, rounded
 from app.search_state import Asked
-from app.state import Scope
+from app.state import Scope, annotator
 from atlas.db.arrow import arrow_tables
 from atlas.db.labels import feature_labels
 from atlas.errors import StoreError
@@ -100,7 +100,7 @@ def result_data(scope: Scope, rows: pa.Table, filters: Filters, score: str | Non
     by_sae: dict[str, list[int]] = {}
     for sae, feature in zip(rows["sae"].to_pylist(), rows["feature"].to_pylist(), strict=True):
         by_sae.setdefault(sae, []).append(feature)
-    labels = feature_labels(scope.settings, by_sae)
+    labels = feature_labels(scope.settings, by_sae, annotator=annotator(scope.settings))
     layers = {ref.sae: ref for ref in scope.saes}
     columns = [["top head", "the head of largest decoder share"], ["max", "largest activation"]]
     if order in COLUMNS and order not in ("density", "max_activation"):

@@ -18,7 +18,7 @@ def logit_table(rows: Sequence[dict[str, Any]], texts: Texts, title: str) -> str
         f"<td>{row['value']:.3g}</td></tr>"
         for row in rows
     )
-    head = f"<tr><th>{html.escape(title)}</th><th></th><th>logits</th></tr>"
+    head = f"<tr><th>{html.escape(title)}</th><td></td><th>logits</th></tr>"
     return f"<table class='ha-table'>{head}{body}</table>"
 
 
@@ -49,7 +49,7 @@ def source_table(rows: Sequence[dict[str, Any]], texts: Texts) -> str:
         for row in rows
     )
     heads = (
-        "<th>source token</th><th></th><th title='share of the kept positive contributions'>share</th>"
+        "<th>source token</th><td></td><th title='share of the kept positive contributions'>share</th>"
         "<th title='top examples in which it is a kept source'>examples</th>"
     )
     return f"<table class='ha-table'><tr>{heads}</tr>{body}</table>"

@@ -345,3 +345,22 @@ def test_the_app_never_imports_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(out.stdout) == []
+
+
+def test_the_list_of_features_has_ones_own_labels_then_those_of_others_and_no_others_if_blind(atlas):
+    for feature, who, said in (
+        (1, "aa", "theirs"),
+        (1, "ann", "mine"),
+        (2, "zoe", "last"),
+        (2, "bea", "first"),
+    ):
+        annotations.save_feature(atlas, FeatureAnnotation(Z0, feature, who, label=said), 0)
+
+    def labels(**params):
+        at = show("feature", sae=Z0, feature="3", **params)
+        at.session_state["browse"] = True
+        table = next(one.value for one in at.run().dataframe if "label" in one.value)
+        return {row.feature: row.label for row in table.itertuples() if row.label}
+
+    assert labels() == {1: "mine", 2: "first"}
+    assert labels(blind="1") == {1: "mine"}

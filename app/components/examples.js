@@ -63,7 +63,7 @@ function drawPanel(panel, example, state, data, hooks) {
   }
   const { h, bias, pre, sum, match } = example.dfa;
   const head = state.head;
-  panel.appendChild(el("h4", "", "What made it fire"));
+  panel.appendChild(el("h3", "", "What made it fire"));
   const where = example.g === "own" ? `position ${example.p}` : `block ${example.b}, position ${example.p}`;
   panel.appendChild(el("div", "muted small", `${where} · ${state.pinned === example ? "pinned, Esc frees it" : "click to pin"}`));
   const largest = Math.max(...h.map(Math.abs));
@@ -86,7 +86,7 @@ function drawPanel(panel, example, state, data, hooks) {
     const tokens = match[1] === 1 ? "1 token that repeats the one" : `${match[1]} tokens that repeat those`;
     panel.appendChild(el("div", "small match-note", `The strongest source follows ${tokens} up to here (dashed)`));
   }
-  panel.appendChild(el("h4", "", head === null ? "Largest sources, all heads" : `Largest sources of L${data.layer}H${head}`));
+  panel.appendChild(el("h3", "", head === null ? "Largest sources, all heads" : `Largest sources of L${data.layer}H${head}`));
   panel.appendChild(sourceList(example, data, head));
   if (example.dfa.src.length) {
     const heat = el("details", "heat-box");
@@ -229,7 +229,7 @@ function view(root, data, open) {
     const part = el("section", "group-part");
     part.dataset.group = name;
     part.style.minHeight = `${30 + 31 * found.length}px`;
-    part.appendChild(el("h4", "", groupName(name)));
+    part.appendChild(el("h3", "", groupName(name)));
     list.appendChild(part);
     if (first) drawGroup(part);
     else watcher.observe(part);

@@ -31,11 +31,11 @@ function relatedRow(row, columns, open) {
 
 function relatedGroup(group, open, plain) {
   const box = el("section", group.wide ? "group wide" : "group");
-  const title = el("h4", "", group.title);
+  const title = el("h3", "", group.title);
   if (group.note) title.appendChild(el("span", "muted", group.note));
   const table = el("table");
   const head = el("tr");
-  head.append(el("th", "", ""), el("th", "", ""));
+  head.append(el("td"), el("td"));
   const density = plain ? [] : [["density", "share of tokens on which it fires"]];
   for (const [name, meaning] of [...group.columns, ...density]) {
     const cell = el("th", "", name);

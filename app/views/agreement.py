@@ -116,7 +116,10 @@ def render() -> None:
     st.dataframe(
         agreement_table(comparing.agreement(scope.settings, model, several)),
         hide_index=True, placeholder="–", height="content", key="agreement", alt="Agreement by field",
-        column_config={"equal pairs": st.column_config.NumberColumn(format="percent")} | {
+        column_config={
+            "field": st.column_config.TextColumn(width="large"),
+            "equal pairs": st.column_config.NumberColumn(format="percent"),
+        } | {
             name: st.column_config.NumberColumn(format="%.3f")
             for name in ("Krippendorff's alpha", "Cohen's kappa", "Fleiss' kappa")
         },

@@ -23,7 +23,7 @@ from app.feature_card import card
 from app.feature_form import feature_form, move
 from app.state import Scope
 from app.token_tables import logit_table, token_table
-from atlas.db import annotations
+from atlas.db.labels import feature_labels
 from atlas.errors import StoreError
 from atlas.store.queries import evidence, examples, features, overview
 from atlas.store.queries.overview import SaeRef
@@ -149,8 +149,8 @@ def example_data(scope: Scope, ref: SaeRef, number: int, row: dict[str, Any]) ->
     }
 
 
-def _browse(scope: Scope, ref: SaeRef, whose: str | None) -> None:
-    """Other features of the same SAE, with one annotator's labels or (None) all; asked for once unfolded."""
+def _browse(scope: Scope, ref: SaeRef, who: str, alone: bool) -> None:
+    """Other features of the same SAE with their labels, or one's own ``alone``; asked for once unfolded."""
     with st.expander("Other features of this SAE", key="browse", on_change="rerun") as box:
         if not box.open:
             return
@@ -158,11 +158,9 @@ def _browse(scope: Scope, ref: SaeRef, whose: str | None) -> None:
                                      default="max_activation", required=True, label_visibility="collapsed",
                                      format_func=lambda name: name.replace("_", " "))  # fmt: skip
         table = scope.ask(features.some_features, ref.sae, order, 500)
-        labels = {
-            note.feature: note.label
-            for note in annotations.list_features(scope.settings, ref.sae, annotator=whose)
-        }
-        told = pa.array([labels.get(one, "") for one in table["feature"].to_pylist()], pa.string())
+        shown = table["feature"].to_pylist()
+        labels = feature_labels(scope.settings, {ref.sae: shown}, annotator=who, alone=alone)
+        told = pa.array([labels.get((ref.sae, one), "") for one in shown], pa.string())
         percent = st.column_config.NumberColumn(format="percent")
         chosen = st.dataframe(
             table.append_column("label", told), hide_index=True, height=320, on_select="rerun",
@@ -203,4 +201,4 @@ def render() -> None:
     drawn = example_data(scope, ref, number, row)
     drawn["card"] = card(scope, ref, number, row, hidden)
     draw.feature_examples("examples", drawn)
-    _browse(scope, ref, whose)
+    _browse(scope, ref, who, hidden)

@@ -15,6 +15,13 @@ from atlas.store.studies import study_table
 ORDERS = ("all", "ABBA", "BABA")
 NOTE = "indirect object identification: logit of IO minus logit of S, in nats"
 TOP = 40
+COLUMNS: dict[str, Any] = {
+    "sae": "SAE", "n": "prompts", "n_active": "fires on",
+    "effect": st.column_config.NumberColumn("drop, nats", format="%.5f"),
+    "path_effect": st.column_config.NumberColumn("drop by the receivers' values", format="%.5f"),
+    "top_head": st.column_config.NumberColumn("head that makes most of it", format="H%d"),
+    "top_head_share": st.column_config.NumberColumn("its share", format="percent"),
+}  # fmt: skip
 
 
 def part_name(feature: int) -> str:
@@ -58,7 +65,8 @@ def _bars(fields: tuple[tuple[str, str, str], ...], unit: str, category: str) ->
     return {
         "mark": {"type": "bar", "cornerRadiusEnd": 1},
         "encoding": {
-            "x": charts.axis(category, "", "ordinal", sort=None, axis={"labelAngle": -30, "labelLimit": 140}),
+            "x": charts.axis(category, "", "ordinal", sort=None, axis={"labelAngle": -45, "labelLimit": 110,
+                                                                           "labelOverlap": False}),
             "xOffset": {"field": "name", "sort": names},
             "y": charts.axis("value", unit),
             "color": {"field": "name", "type": "nominal", "sort": names, "title": None,
@@ -118,8 +126,11 @@ def _features(scope: Scope, rows: pa.Table) -> None:
     drawn = shown.append_column("part", pa.array(names, pa.string()))
     _draw(drawn, (("effect", "zero at S2", BLUE), ("path_effect", "in the receivers' values alone", RED)),
           "drop, nats", "part", "ioi_features", "Effect of zero-ablating each feature at S2")  # fmt: skip
+    parts = pa.array(map(part_name, rows["feature"].to_pylist()), pa.string())
+    told = rows.drop_columns(["prompts"])
+    told = told.set_column(told.column_names.index("feature"), "feature", parts)
     chosen = st.dataframe(
-        rows.drop_columns(["prompts"]), hide_index=True, height=320, key="ioi_feature_rows",
+        told, hide_index=True, height=320, key="ioi_feature_rows", placeholder="–", column_config=COLUMNS,
         on_select="rerun", selection_mode="single-row", alt="Features at S2; ticking one opens its page",
     )  # fmt: skip
     if chosen.selection.rows:
