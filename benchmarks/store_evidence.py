@@ -12,6 +12,7 @@ from store_tables import (
     N_TOKENS,
     Columns,
     Sae,
+    distinct,
     floats,
     grid,
     kept,
@@ -82,7 +83,7 @@ def dfa_distances(_: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
 
 def dfa_tokens(_: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     f, rank = grid(len(ids), 10)
-    return {"feature": ids[f], "rank": rank, "token": rng.integers(0, D_VOCAB, len(f)),
+    return {"feature": ids[f], "rank": rank, "token": distinct(f, rng.integers(0, D_VOCAB - 10, len(f))),
             "share": floats(rng, len(f)) / (1 + rank), "n": rng.integers(1, 21, len(f))}  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def logit_effects(_: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
         "feature": ids[f],
         "sign": sign,
         "rank": rank,
-        "token": rng.integers(0, D_VOCAB, len(f)),
+        "token": distinct(f, rng.integers(0, D_VOCAB - 40, len(f))),
         "value": value,
     }
 

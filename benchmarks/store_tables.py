@@ -52,6 +52,20 @@ def grid(*sizes: int) -> list[np.ndarray]:
     return [axis.ravel() for axis in np.indices(sizes, np.int32)]
 
 
+def distinct(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Whole numbers from 0, raised by as little as makes them different from each other in each row.
+
+    >>> distinct(np.array([0, 0, 0, 1]), np.array([5, 4, 4, 5])).tolist()
+    [6, 4, 5, 5]
+    """
+    key = rows.astype(np.int64) << 32 | values.astype(np.int64)
+    order = np.argsort(key, kind="stable")
+    place = np.arange(len(key))
+    found = np.empty(len(key), np.int64)
+    found[order] = (np.maximum.accumulate(key[order] - place) + place) & 0xFFFFFFFF
+    return found
+
+
 def floats(rng: np.random.Generator, n: int | tuple[int, ...]) -> np.ndarray:
     return rng.random(n, np.float32)
 
@@ -116,7 +130,7 @@ def token_stats(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     occurring = n + rng.poisson(200 / (0.02 + floats(rng, len(n))))
     return {
         "feature": ids[f], "role": named(("at", "next"), role), "rank": rank,
-        "token": (D_VOCAB * floats(rng, len(n)) ** 2).astype(np.int32), "n_active": n,
+        "token": distinct(2 * f + role, (D_VOCAB - 50) * floats(rng, len(n)) ** 2), "n_active": n,
         "sum_activation": (n * largest * (0.3 + 0.2 * floats(rng, len(n)))).astype(np.float32),
         "max_activation": largest, "precision": np.minimum(1, n / n_all).astype(np.float32),
         "recall": (n / occurring).astype(np.float32),
@@ -143,7 +157,8 @@ def examples(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     activation = sae.peak[ids][f] * np.where(miss, 0, floats(rng, n))
     return {
         "feature": ids[f], "example_group": named(tuple(name for name, _ in GROUPS), group), "rank": rank,
-        "block": rng.integers(0, N_BLOCKS, n), "position": rng.integers(1, CONTEXT, n),
+        "block": distinct(len(GROUPS) * f + group, rng.integers(0, N_BLOCKS - 50, n)),
+        "position": rng.integers(1, CONTEXT, n),
         "activation": activation.astype(np.float32), "near_miss": pa.array(floats(rng, n), mask=~miss),
         "active_positions": ragged(fires, pa.array(place.astype(np.int16))),
         "active_values": ragged(fires, pa.array(values.astype(np.float32))),

@@ -61,6 +61,16 @@ def asked(home: Path) -> dict[str, list[Params]]:
         "sql, asked": [{"q": f"SELECT * FROM features WHERE feature = {n}"} for n in range(4)],
         "tasks, one layer": [{"layer": str(n)} for n in range(min(4, model.n_layers))],
         "induction, one head": [{"head": name} for name in heads[:4]],
+        **(_live() if (home / "steps").is_dir() else {}),
+    }
+
+
+def _live() -> dict[str, list[Params]]:
+    """Pages that ask the model, which the process beside the server loads at the first."""
+    texts = ["import numpy as np", "def read(path):", "for line in lines:", "return self.name"]
+    return {
+        "try, a text": [{"text": text} for text in texts],
+        "circuit, a text": [{"text": text} for text in texts],
     }
 
 
@@ -81,7 +91,10 @@ def page(name: str, params: Params) -> Address:
 async def first(server: Server, home: Path) -> None:
     """Prints the time of the first page after the server's start, a head, and of cards that come later."""
     server.rest()
-    params = asked(home)["head"][0]
+    heads = asked(home)["head"]
+    if not heads:
+        return
+    params = heads[0]
     async with Session.opened(server) as session:
         once = await session.visit(page("head", params))
     _no_errors(session)
@@ -186,7 +199,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="pages that each session opens")
     parser.add_argument("--pause", type=float, default=10.0, help="mean seconds before each")
     args = parser.parse_args()
-    pages = asked(args.home)
+    pages = {name: addresses for name, addresses in asked(args.home).items() if addresses}
     if args.views:
         wanted = args.views.split(",")
         pages = {name: asked for name, asked in pages.items() if name.split(",")[0] in wanted}
