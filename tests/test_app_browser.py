@@ -226,6 +226,101 @@ def test_related_features_are_links_and_near_misses_say_so(page, address):
     heading(page, text.replace("feature", "Feature"))
 
 
+@pytest.fixture(scope="module")
+def shown(browser, address, tmp_path_factory):
+    """The page of a feature, and its examples as that page saves them, by the name that their rows have."""
+    one = browser.new_page()
+    one.goto(f"{address}/feature?sae=synthetic/L00.z.topk-64&feature=3")
+    one.locator(".row").first.wait_for()
+    file = tmp_path_factory.mktemp("card") / "card.json"
+    # That draws all groups, too; otherwise they are drawn as they come near.
+    with one.expect_download() as waiting:
+        one.get_by_role("button", name="save this card as JSON").click()
+    waiting.value.save_as(file)
+    saved = json.loads(file.read_text())["examples"]
+    yield one, {f"{example['group']} example {example['rank'] + 1}": example for example in saved}
+    one.close()
+
+
+def drawn(page):
+    """Of each example that is shown: the positions drawn, the gaps between, and where its token stands."""
+    rows = page.locator(".group-part .row").evaluate_all(
+        """rows => rows.filter((row) => row.offsetParent).map((row) => [row.ariaLabel.split(",")[0], {
+            positions: [...row.querySelectorAll(".tok")].map((one) => Number(one.dataset.position)),
+            gaps: row.querySelectorAll(".gap").length,
+            x: Math.round(row.querySelector(".tok.fire, .tok.miss").getBoundingClientRect().left),
+        }])"""
+    )
+    return dict(rows)
+
+
+def extent(rows):
+    return sum(len(one["positions"]) for one in rows.values())
+
+
+def test_compact_wider_whole_and_aligned_show_what_they_say(shown):
+    page, examples = shown
+
+    def after(name, times=1):
+        for _ in range(times):
+            page.get_by_role("button", name=name, exact=True).click()
+        return drawn(page)
+
+    wider, narrower = "Wider text around the token", "Narrower text around the token"
+    compact = drawn(page)
+    assert set(compact) == set(examples)
+    wide = after(wider)
+    assert all(set(one["positions"]) <= set(wide[name]["positions"]) for name, one in compact.items())
+    assert page.evaluate("document.activeElement.shadowRoot.activeElement.ariaLabel") == wider
+    assert after(narrower) == compact
+    assert extent(after(narrower, 2)) < extent(compact) < extent(wide)
+    assert page.get_by_role("button", name=narrower).is_disabled()
+    assert after(wider, 2) == compact
+    for name, one in after("Whole block").items():
+        assert (one["positions"], one["gaps"]) == (list(range(len(examples[name]["tokens"]))), 0)
+    stacked = after("Aligned")
+    assert len({one["x"] for one in stacked.values()}) == 1
+    for name, one in stacked.items():
+        at, size = examples[name]["position"], len(examples[name]["tokens"])
+        assert one["positions"] == list(range(max(0, at - 24), min(size, at + 17)))
+    assert after("Compact") == compact
+
+
+def test_examples_by_strongest_head_and_by_source_token(shown):
+    from playwright.sync_api import expect
+
+    page, examples = shown
+    explained = {name: one["dfa"] for name, one in examples.items() if one["dfa"]}
+    by_head = {}
+    for name, dfa in explained.items():
+        by_head.setdefault(max(dfa["by_head"], key=dfa["by_head"].get), set()).add(name)
+    choice = page.get_by_label("Only examples whose strongest head is")
+    assert choice.locator("option").all_inner_texts()[1:] == [
+        f"strongest: {head}" for head in sorted(by_head)
+    ]
+    assert len(by_head) > 1
+    for head, names in by_head.items():
+        choice.select_option(f"strongest: {head}")
+        assert set(drawn(page)) == names
+    choice.select_option("any strongest head")
+    assert set(drawn(page)) == set(examples)
+    by_source = {}
+    for name, dfa in explained.items():
+        for one in dfa["sources"]:
+            if one["value"] > 0 and one["position"] > 0:
+                by_source.setdefault(examples[name]["tokens"][one["position"]], set()).add(name)
+    token = max(by_source, key=lambda one: (len(one), one))
+    assert 0 < len(by_source[token]) < len(examples)
+    field = page.get_by_label("Only examples with this text among their source tokens")
+    field.fill(token.replace("·", " ").upper())
+    holds = [names for other, names in by_source.items() if token.lower() in other.lower()]
+    assert set(drawn(page)) == set().union(*holds)
+    field.fill("no such token")
+    expect(page.get_by_text("No example passes the filters.")).to_be_visible()
+    field.fill("")
+    assert set(drawn(page)) == set(examples)
+
+
 def test_card_link_opens_the_feature_in_this_session(page, address):
     page.goto(f"{address}/head?head=L1H2")
     link = page.locator(".card a.name").first
@@ -243,6 +338,8 @@ def test_cards_come_when_the_reader_is_near_and_are_links_too(page, address):
     page.goto(f"{address}/head?head=L1H3&k=20&annotator=lia")
     expect(page.locator(".card:not(.waiting)")).to_have_count(10)
     expect(page.locator(".card.waiting")).to_have_count(10)
+    drawn = page.locator(".st-key-cards")  # its place was kept until the cards were there
+    expect(drawn).to_have_css("min-height", "auto")
     page.locator(".card").nth(7).scroll_into_view_if_needed()
     expect(page.locator(".card:not(.waiting)")).to_have_count(20)
     expect(page.locator(".card.waiting")).to_have_count(0)

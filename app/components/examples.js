@@ -166,7 +166,10 @@ function view(root, data, open) {
   };
   const redraw = () => {
     root.dataset.mode = state.mode;
+    const at = [...modeBox.children].indexOf(modeBox.getRootNode().activeElement);
     modeBox.replaceChildren(...modeButtons(state, redraw).childNodes);
+    // The button that was pressed is a new one, and whoever pressed it by key goes on from there.
+    if (at >= 0) [...modeBox.children].slice(at).concat([...modeBox.children]).find((one) => !one.disabled).focus();
     for (const example of rows.keys()) refresh(example);
   };
   const modeBox = modeButtons(state, redraw);
