@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 ROOT = b'<div id="root"></div>'
 EARLY = ("Html", "purify.es", "BidiComponent", "serialization", "recordbatch", "Selectbox", "ButtonGroup")
 """Scripts by the first part of their names; the rest changes with every version."""
+_STYLES = [Path(__file__).with_name(name) for name in ("style.css", "early.css")]
 _KEYS = Path(__file__).parent / "components" / "keys_early.js"
 _FRAME = """<div id="root"><style>
 :root{color-scheme:light dark}body{margin:0;background:Canvas}
@@ -51,7 +52,8 @@ class Shell:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         links = early_scripts(Path(streamlit.__file__).parent / "static" / "static" / "js")
-        self._links = f"{links}<script>{_KEYS.read_text('utf-8')}</script>"
+        style = "".join(path.read_text("utf-8") for path in _STYLES)
+        self._links = f"<style>{style}</style>{links}<script>{_KEYS.read_text('utf-8')}</script>"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask for the page uncompressed and whole, and send it on with its frame."""

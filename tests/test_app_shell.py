@@ -46,6 +46,7 @@ def test_the_page_has_its_frame_scripts_and_name(client, path):
     assert '<div id="ha-shell" role="status">' in answer.text
     assert answer.text.count('id="root"') == 1
     assert "<title>Head Atlas</title>" in answer.text
+    assert "min-height: 2300px" in answer.text.split("</head>")[0]  # the place of the cards
     before, after = PAGE.read_text(), answer.text
     assert [line for line in before.splitlines() if "index." in line and line not in after] == []
 

@@ -161,6 +161,7 @@ export default function (component) {
       for (const card of data.cards) root.appendChild(cardNode(card, data, tip, (href) => setTriggerValue("open", href)));
       if (!data.of) keepHeight(root);
     }
+    drawn(root);
   }
   if (!data.waiting) return undefined;
   return () => {

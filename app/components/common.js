@@ -5,6 +5,11 @@ function received(component) {
   return JSON.parse(new TextDecoder().decode(component.data));
 }
 
+// Says on the page itself that there is something to see: until then its place is kept (early.css).
+function drawn(root) {
+  root.getRootNode().host.dataset.drawn = "";
+}
+
 function el(tag, cls, text) {
   const node = document.createElement(tag);
   if (cls) node.className = cls;

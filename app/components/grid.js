@@ -80,6 +80,7 @@ export default function (component) {
   const root = component.parentElement.querySelector(".root");
   const data = received(component);
   draw(data, component.setTriggerValue, root);
+  drawn(root);
   return data.mini ? undefined : reachable(root);
 }
 

@@ -74,6 +74,7 @@ class Judge {
     this.known = data.known;
     this.longest = data.longest;
     if (!this.naming) this.draw();
+    drawn(this.root);
   }
 
   draw() {

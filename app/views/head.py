@@ -127,7 +127,7 @@ def _family(scope: Scope, where: DeltaGenerator) -> str | None:
 
 
 def _features(scope: Scope, ref: SaeRef, place: Place, who: str) -> None:
-    one, two, three, four = st.columns([2.1, 1.1, 1.4, 1.4], vertical_alignment="bottom")
+    one, two, three, four = st.columns([2.05, 1.25, 1.4, 1.3], vertical_alignment="bottom")
     measure = one.segmented_control(
         "Top features by", list(heads.MEASURES), default="decoder_share", required=True, key="measure",
         format_func=heads.MEASURES.__getitem__, bind="query-params",
