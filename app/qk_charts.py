@@ -20,7 +20,7 @@ TOLD = {
 def pattern(words: Sequence[str]) -> Spec:
     """A pattern as a heat map; fields query, source, attention, from and to; ``words`` are the tokens."""
     named = {"labelExpr": f"{json.dumps(list(words))}[datum.value]"}
-    cells: Spec = {"titlePadding": 4, "labelFontSize": 9.5, "labelLimit": 70}
+    cells: Spec = {"titlePadding": 4, "labelFontSize": 9.5, "labelLimit": 70, "labelOverlap": len(words) > 22}
     shown = {**cells, **named} if len(words) <= 40 else {**cells, "labels": False}
     return {
         "mark": {"type": "rect"},

@@ -54,9 +54,10 @@ VIEWS = {
     "circuit": (f"circuit?{TRACED}", ".ha-tree", 1100),
     "qk": ("qk", ".vega-embed", 1500),
     "ioi": ("ioi", ".vega-embed", 1300),
+    "agreement": ("agreement", "canvas", 1300),
 }
-OF_STUDIES = ("qk", "ioi")
-"""Views of tables that a build with q and k SAEs and `atlas ioi` make."""
+ON_DEMAND = ("qk", "ioi", "agreement")
+"""Views of what not every release has: q and k SAEs, what `atlas ioi` makes, finished notes of two people."""
 WAIT_MS = 120_000
 
 
@@ -115,7 +116,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--all", action="store_true", help="light and dark, 1400 and 800 px")
-    of_builds = [name for name in VIEWS if name not in OF_STUDIES]
+    of_builds = [name for name in VIEWS if name not in ON_DEMAND]
     parser.add_argument("--views", nargs="*", choices=[*VIEWS], default=of_builds)
     parser.add_argument("--head", default="L0H0", help="the head that is shown")
     parser.add_argument("--feature", nargs=2, metavar=("SAE", "NUMBER"), help="the feature that is shown")

@@ -34,6 +34,7 @@ LONG = (
     "test_app_axe.py::test_no_serious_fault[compare",
     "test_app_axe.py::test_no_serious_fault[search",
     "test_app_axe.py::test_no_serious_fault[sql",
+    "test_app_axe.py::test_no_serious_fault_in_any_state",
     "test_app_browser.py::test_three_heads_by_keyboard_alone",
     "test_app_training.py::test_the_live_view_follows_a_growing_log",
     "test_cli_build.py::test_full_disk[2000]",

@@ -1,12 +1,16 @@
 """Views in a real browser, checked by axe-core: names, roles and contrast; light and dark."""
 
 # ruff: noqa: F401, F811 (fixtures are imported and then asked for by name)
+from dataclasses import replace
 from importlib.resources import files
 from urllib.parse import quote
 
 import pytest
 
-from tests.test_app_browser import address, browser
+from atlas.db import annotations
+from atlas.db.notes import HeadAnnotation
+from atlas.settings import load_settings
+from tests.test_app_browser import browser, served
 
 pytestmark = pytest.mark.browser
 SAE = "synthetic/L00.z.topk-64"
@@ -17,6 +21,29 @@ VIEWS = {
     "compare?one=L0H0&other=L0H1": "Compare",
     "sql?q=SELECT+1+AS+one": "SQL",
 }
+MORE = {
+    "head?head=L0H1&annotator=ann": ("L0H1", "h"),
+    "head?head=L0H1&annotator=ann#help": ("L0H1", "?"),
+    "head?head=L9H9": ("", ""),
+    f"feature?sae={quote(SAE)}&feature=3&annotator=ann#note": ("Feature 3", "1c"),
+    f"feature?sae={quote(SAE)}&feature=3#history": ("Feature 3", "3h"),
+    "overview": ("Overview", ""),
+    "atlas?form=Table": ("Atlas of synthetic", ""),
+    "queue?order=random": ("Queue", ""),
+    "agreement": ("Agreement", ""),
+    "survey": ("Survey", ""),
+    "qk": ("Queries and keys", ""),
+    "ioi": ("IOI", ""),
+    "tasks": ("Tasks without a head", ""),
+    "induction": ("", ""),
+    "circuit": ("Circuits", ""),
+    "try": ("Try a text", ""),
+    "training": ("Training", ""),
+    "jobs": ("Jobs", ""),
+    "search?by=at&q=nosuchtoken": ("Search", ""),
+    "sql?q=SELECT+1+FROM": ("SQL", ""),
+}
+"""Every other view and state: what its heading says, and keys that open what is folded away."""
 NOT_OURS = {"region", "landmark-unique", "landmark-one-main", "scrollable-region-focusable"}
 """Streamlit's page has landmarks around our content only in part."""
 STREAMLITS = (
@@ -54,6 +81,19 @@ def violations(page, axe):
     return said
 
 
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """An app in which two people have judged one head differently, so that there is something to settle."""
+    home = tmp_path_factory.mktemp("home")
+    with served(home) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATLAS_HOME", str(home))
+        for who, judged in (("ann", "monosemantic"), ("bea", "polysemantic")):
+            note = HeadAnnotation("synthetic", 0, 1, who, label="a label", semanticity=judged, status="done")
+            stored = annotations.save_head(load_settings(), note, 0)
+            annotations.save_head(load_settings(), replace(stored, notes="more"), 1)
+        yield url
+
+
 @pytest.mark.parametrize(("view", "title"), VIEWS.items(), ids=[v.split("?")[0] for v in VIEWS])
 def test_no_serious_fault(browser, address, axe, view, title):
     page = browser.new_page()
@@ -62,6 +102,28 @@ def test_no_serious_fault(browser, address, axe, view, title):
         page.get_by_role("heading", name=title, exact=True).first.wait_for()
         page.wait_for_function("() => !document.querySelector('[data-stale=true]')")
         page.wait_for_timeout(600)
+        assert violations(page, axe) == []
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize(("view", "state"), MORE.items(), ids=[v.split("&")[0] for v in MORE])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_fault_in_any_state(browser, address, axe, view, state, scheme):
+    title, keys = state
+    page = browser.new_page()
+    try:
+        page.emulate_media(color_scheme=scheme)
+        page.goto(f"{address}/{view.split('#')[0]}")
+        wanted = (
+            page.get_by_role("heading", name=title, exact=True) if title else page.locator("h1, .stAlert")
+        )
+        wanted.first.wait_for()
+        page.wait_for_function("() => !document.querySelector('[data-stale=true]')")
+        for key in keys:
+            page.keyboard.press(key)
+        page.locator("html:not([data-held])").wait_for(state="attached")
+        page.wait_for_timeout(900)
         assert violations(page, axe) == []
     finally:
         page.close()

@@ -27,7 +27,7 @@ def _set(name: str, read: Callable[[Any], Any] = lambda value: value) -> Callabl
 
 
 def _question(asked: Asked) -> None:
-    one, two, three, four = st.columns([1.5, 3, 2, 1], vertical_alignment="bottom")
+    one, two, three, four = st.columns([1.5, 2.7, 1.9, 1.4], vertical_alignment="bottom")
     for name in ("by", "q", "order", "exact"):
         st.session_state[f"search_{name}"] = getattr(asked, name)
     st.session_state["search_order"] = asked.order.removeprefix("-")

@@ -33,7 +33,7 @@ def _bars(rows: pa.Table, layer: int, tasks: list[dict[str, Any]]) -> None:
             if row["task"] == task["task"]:
                 error = 2 * (row["standard_error"] or 0.0)
                 bounds = {"low": row["effect"] - error, "high": row["effect"] + error}
-                mine.append({**row, **bounds, "name": f"{row['layer']}.{row['head']}"})
+                mine.append({**row, **bounds, "name": f"H{row['head']}"})
         with place:
             style.section(
                 task["task"], f"{task['n_prompts']} prompts, loss {style.number(task['loss'])} nats"
