@@ -318,20 +318,41 @@ def test_queries_at_once_do_not_meet(path):
     assert results == {i: [i + n] for i in range(4)}
 
 
-def test_a_waiting_process_serves_the_next_query(path):
-    sandbox.prewarm()
-    waiting = sandbox._spare._child
-    assert waiting is not None
+@pytest.fixture
+def spare(monkeypatch):
+    """Children that wait, none at first; those left over end with the test."""
+    kept = sandbox._Spare()
+    monkeypatch.setattr(sandbox, "_spare", kept)
+    yield kept
+    for child in kept._children:
+        child.kill()
+        child.communicate()
+
+
+def test_waiting_processes_serve_the_next_queries_in_turn(path, spare):
+    for _ in range(3):
+        sandbox.prewarm()
+    first, second = spare._children  # never more than two
     assert column(path, "SELECT 1") == [1]
-    assert waiting.returncode == 0
+    assert (first.returncode, second.poll()) == (0, None)
     assert column(path, "SELECT 2") == [2]
+    assert second.returncode == 0
+    assert spare._children == []
+    assert column(path, "SELECT 3") == [3]
 
 
-def test_a_waiting_process_that_died_is_replaced(path):
+def test_a_waiting_process_that_died_is_replaced(path, spare):
     sandbox.prewarm()
-    sandbox._spare._child.kill()
-    sandbox._spare._child.wait()
+    (dead,) = spare._children
+    dead.kill()
+    dead.wait()
     assert column(path, "SELECT 1") == [1]
+    sandbox.prewarm()
+    (other,) = spare._children
+    other.kill()
+    other.wait()
+    sandbox.prewarm()
+    assert [child.poll() for child in spare._children] == [None]
 
 
 def test_missing_release_and_bad_bounds(path, tmp_path):

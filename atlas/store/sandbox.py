@@ -55,21 +55,32 @@ def memory_bytes(text: str) -> int:
 
 
 class _Spare:
-    """At most one child that has started and waits, so that the next query need not wait for it."""
+    """At most two children that have started and wait, so that the next queries need not wait for them.
+
+    Two, because one that starts while a query runs may not be ready for the query after it.
+    """
+
+    MOST = 2
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._children: list[subprocess.Popen[bytes]] = []
 
     def prepare(self) -> None:
+        """Start one more, if there is room; those that have ended make room."""
         with self._lock:
-            if self._child is None or self._child.poll() is not None:
-                self._child = _start()
+            self._children = [child for child in self._children if child.poll() is None]
+            if len(self._children) < self.MOST:
+                self._children.append(_start())
 
     def take(self) -> subprocess.Popen[bytes]:
+        """The one that has waited longest; a new one where none waits."""
         with self._lock:
-            child, self._child = self._child, None
-        return child if child is not None and child.poll() is None else _start()
+            while self._children:
+                child = self._children.pop(0)
+                if child.poll() is None:
+                    return child
+        return _start()
 
 
 _spare = _Spare()
