@@ -56,5 +56,6 @@ export default function (component) {
   root.replaceChildren();
   const groups = el("div", "groups");
   for (const group of data.groups) groups.appendChild(relatedGroup(group, (href) => setTriggerValue("open", href), data.plain));
+  drawn(root);
   root.appendChild(data.groups.length ? groups : el("p", "muted", data.empty));
 }
