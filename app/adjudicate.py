@@ -75,7 +75,7 @@ def decision_box(scope: Scope, one: Disputed, who: str) -> None:
                         format_func=lambda name: SEMANTICITY[name].name)  # fmt: skip
         left.multiselect(
             "Agreed groupings", list(dict.fromkeys(known)), key=f"{key} groupings", accept_new_options=True,
-            max_selections=MOST_WORDS,
+            max_selections=MOST_WORDS, filter_mode="contains", select_all=False,
         )  # fmt: skip
         right.selectbox("Agreed role", roles, key=f"{key} role", index=None, accept_new_options=True)
         st.text_area("Why", key=f"{key} reason", max_chars=NOTES_LENGTH, height=68)

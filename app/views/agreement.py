@@ -112,7 +112,7 @@ def render() -> None:
         st.caption("Blind: only heads that you finished yourself are compared.")
         if not found:
             return
-    several = st.pills("Annotators", names, selection_mode="multi", default=names, key="compared")
+    several = st.pills("Annotators", names, selection_mode="multi", default=names, key="compared_people")
     st.dataframe(
         agreement_table(comparing.agreement(scope.settings, model, several)),
         hide_index=True, placeholder="–", height="content", key="agreement", alt="Agreement by field",

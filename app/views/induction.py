@@ -126,7 +126,7 @@ def _jump(scope: Scope, place: Place, rows: list[dict[str, Any]]) -> None:
 
     st.selectbox("Head, strongest first", names, key="induction_head", on_change=jump)
     st.page_link(
-        navigation.page("head"), label="Open in the head view", icon=":material/arrow_forward:",
+        navigation.page("head"), label="Open the head", icon=":material/arrow_forward:",
         query_params={"model": scope.model.model, "head": place.name},
     )  # fmt: skip
 
