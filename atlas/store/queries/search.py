@@ -116,29 +116,28 @@ def by_places(con: duckdb.DuckDBPyConnection, places: pa.Table, reach: int = 0) 
     """
     if not places.num_rows:
         return _empty()
-    con.register("search_places", _hits(places, reach))
+    con.register("search_places", _positions(places, reach))
     try:
         return _candidates(
             con,
-            f"SELECT sae, feature, count(*) AS score FROM {_indexed(con, 'example_places')} e "  # noqa: S608
-            "JOIN search_places p USING (block) WHERE p.hits[e.position + 1] GROUP BY ALL",
+            # First by block alone, which leaves few rows: a join by both costs twice as much of all of them.
+            "SELECT sae, feature, count(*) AS score FROM ("  # noqa: S608
+            f"SELECT * FROM {_indexed(con, 'example_places')} SEMI JOIN search_places USING (block)"
+            ") JOIN search_places USING (block, position) GROUP BY ALL",
             {},
         )
     finally:
         con.unregister("search_places")
 
 
-def _hits(places: pa.Table, reach: int) -> pa.Table:
-    """One row per block: whether each of its positions is on a place. A join by ranges would cost thrice."""
-    low, high = (places[name].to_numpy().astype(np.int64) for name in ("low", "high"))
-    blocks, row = np.unique(places["block"].to_numpy(), return_inverse=True)
-    width = int(high.max()) + reach + 2
-    steps = np.zeros((len(blocks), width), np.int32)
-    np.add.at(steps, (row, low), 1)
-    np.add.at(steps, (row, high + reach + 1), -1)
-    hits = pa.array((steps.cumsum(axis=1) > 0).ravel())
-    edges = pa.array(np.arange(0, len(hits) + 1, width, dtype=np.int32))
-    return pa.table({"block": blocks, "hits": pa.ListArray.from_arrays(edges, hits)})
+def _positions(places: pa.Table, reach: int) -> pa.Table:
+    """Every block and position that is on a place, once."""
+    block, low, high = (places[name].to_numpy().astype(np.int64) for name in ("block", "low", "high"))
+    lengths = high - low + 1 + reach
+    row = np.repeat(np.arange(len(block)), lengths)
+    position = low[row] + np.arange(len(row)) - np.repeat(lengths.cumsum() - lengths, lengths)
+    found = np.unique(np.stack([block[row], position]), axis=1)
+    return pa.table({"block": pa.array(found[0], pa.int32()), "position": pa.array(found[1], pa.int16())})
 
 
 def like(con: duckdb.DuckDBPyConnection, sae: str, feature: int) -> pa.Table:
