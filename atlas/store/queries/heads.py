@@ -120,11 +120,11 @@ def share_scatter(con: duckdb.DuckDBPyConnection, sae: str, head: int) -> pa.Tab
     return arrow(
         con,
         """
-        SELECT a.feature, a.decoder_share, a.fve, a.dfa_share
-        FROM head_attribution a JOIN features f USING (sae, feature)
-        WHERE a.sae = ? AND a.head = ? AND f.alive ORDER BY a.feature
+        SELECT feature, decoder_share, fve, dfa_share FROM head_attribution
+        WHERE sae = $sae AND head = $head
+          AND feature IN (SELECT feature FROM features WHERE sae = $sae AND alive) ORDER BY feature
         """,
-        [sae, head],
+        {"sae": sae, "head": head},
     )
 
 

@@ -11,8 +11,10 @@ from itertools import combinations
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from atlas.store.queries.heads import MEASURES, rank_correlation, share_scatter
+from atlas.store.queries.rows import arrow
 
 MOST = 600
 """Features of largest share that are drawn, of each measure."""
@@ -69,9 +71,19 @@ def in_head(
 
 
 def in_two_heads(con: duckdb.DuckDBPyConnection, sae: str, one: int, other: int, most: int = MOST) -> Points:
-    """Decoder shares of one SAE's features in two heads: feature, one, other."""
-    found = [share_scatter(con, sae, head) for head in (one, other)]
-    columns = {"one": found[0]["decoder_share"], "other": found[1]["decoder_share"]}
-    table = pa.table({"feature": found[0]["feature"], **columns})
+    """Decoder shares of one SAE's firing features in two heads: feature, one, other."""
+    rows = arrow(
+        con,
+        """
+        SELECT head, feature, decoder_share FROM head_attribution
+        WHERE sae = $sae AND head IN ($one, $other)
+          AND feature IN (SELECT feature FROM features WHERE sae = $sae AND alive)
+        ORDER BY head, feature
+        """,
+        {"sae": sae, "one": one, "other": other},
+    )
+    mine, theirs = (rows.filter(pc.equal(rows["head"], head)) for head in (one, other))
+    columns = {"one": mine["decoder_share"], "other": theirs["decoder_share"]}
+    table = pa.table({"feature": mine["feature"], **columns})
     rho = {("one", "other"): rank_correlation(table, "one", "other")}
     return Points(largest(table, ["one", "other"], most), table.num_rows, rho)
