@@ -39,8 +39,8 @@ from atlas.sae.model import SAE
 from atlas.sites import Site
 
 BATCH_BLOCKS = 16
-_TOGETHER = 512
-"""Examples that are worked on together: enough to do for each call, and little enough for the caches."""
+_TOGETHER = 8
+"""Blocks whose examples are worked on together: each call then has enough to do."""
 
 
 class Kept(NamedTuple):
@@ -216,13 +216,15 @@ class DFAPass:
         # In memory by head, then dimension, then key, as _dense reads it.
         v = v.float().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         seen = Seen(pattern.float().contiguous(), v, x, tokens.cpu().numpy())
-        low, high = np.searchsorted(self.kept[number].block, [blocks[0], blocks[-1] + 1])
-        for start in range(low, high, _TOGETHER):
-            rows = self.kept[number].at(slice(start, min(start + _TOGETHER, high)))
-            self._examples(number, rows, np.searchsorted(blocks, rows.block), seen)
+        for start in range(0, len(blocks), _TOGETHER):
+            some = blocks[start : start + _TOGETHER]
+            low, high = np.searchsorted(self.kept[number].block, [some[0], some[-1] + 1])
+            if low < high:
+                rows = self.kept[number].at(slice(low, high))
+                self._examples(number, rows, np.searchsorted(blocks, rows.block), seen)
 
     def _examples(self, number: int, kept: Kept, block: Ints, seen: Seen) -> None:
-        """Some examples of the batch, sorted by their block's place in it."""
+        """Examples of a few blocks, sorted by their place in the batch."""
         sae, reading = self.saes[number], self.readings[number]
         feature, position, at = (
             torch.from_numpy(part).to(seen.x.device) for part in (kept.feature, kept.position, block)
