@@ -14,7 +14,6 @@ from atlas.analysis.examples import GROUPS, TOP
 from atlas.configs import ARCHITECTURES, NORMALISATIONS, SPARSE_BY_K
 from atlas.corpus.tokens import TokenStore
 from atlas.errors import StoreError
-from atlas.kernels.sources import weigh_sources
 from atlas.lm.hooks import capture
 from atlas.progress import NullProgress
 from atlas.sites import Site
@@ -39,25 +38,6 @@ def test_dense_matrix_against_a_triple_loop():
                 assert dense[i, h, source].item() == pytest.approx(
                     pattern[h, p, source].item() * dot, abs=1e-6
                 )
-
-
-@pytest.mark.parametrize("d_head", [1, 4, 8, 19, 64])
-def test_what_is_compiled_gives_the_dense_matrix(d_head):
-    """Examples of several blocks at once, from buffers that hold something else before."""
-    g = torch.Generator().manual_seed(d_head)
-    pattern = torch.rand(4, 3, 21, 21, generator=g).tril()
-    v, W = torch.randn(4, 21, 3, d_head, generator=g), torch.randn(30, 3, d_head, generator=g)
-    block, position = (torch.randint(n, (30,), generator=g) for n in (4, 21))
-    expected = torch.cat([
-        contributions(pattern[b].double(), v[b].double(), W[i : i + 1].double(), position[i : i + 1])
-        for i, b in enumerate(block)
-    ])  # fmt: skip
-    dense, by_head = torch.full((30, 3, 21), 7.0), torch.full((30, 3), 7.0)
-    arrays = (pattern, v.permute(0, 2, 3, 1).contiguous(), W, block, position, dense, by_head)
-    weigh_sources(*(array.numpy() for array in arrays))
-    assert torch.allclose(dense.double(), expected, atol=1e-5)
-    assert torch.allclose(by_head.double(), expected.sum(2), atol=1e-4)
-    assert not dense[torch.arange(21) > position[:, None, None].expand(-1, 3, 1)].any()
 
 
 # ---------------------------------------------------------------- the largest sources

@@ -30,7 +30,7 @@ from atlas.analysis.dfa_sums import DFASums, matched_prefix
 from atlas.analysis.examples import TOP
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
-from atlas.kernels.sources import MOST_SOURCES, keep_largest, weigh_sources
+from atlas.kernels.sources import MOST_SOURCES, keep_largest
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
 from atlas.lm.runtime import batch_of, lanes
@@ -124,21 +124,15 @@ def contributions(
 
 def _dense(
     directions: Float[Tensor, "n heads d_head"], position: Int[Tensor, " n"], block: Ints, seen: Seen
-) -> tuple[Float[Tensor, "n heads key"], Float[Tensor, "n heads"]]:
-    """The dense DFA of examples in several blocks, one block after the other, and its sums by head."""
+) -> Float[Tensor, "n heads key"]:
+    """The dense DFA of examples in several blocks, which come one block after the other."""
     dense = directions.new_empty(*directions.shape[:2], seen.pattern.shape[3])
-    if dense.device.type == "cpu":
-        by_head, v = directions.new_empty(directions.shape[:2]), seen.v.permute(0, 2, 3, 1)
-        weigh_sources(
-            seen.pattern.numpy(), v.numpy(), directions.numpy(), block, position.numpy(), dense.numpy(),
-            by_head.numpy(),
-        )  # fmt: skip
-        return dense, by_head
     edges = [*first_of_runs(block).tolist(), len(block)]
     for low, high in pairwise(edges):
         j, rows = int(block[low]), slice(low, high)
-        contributions(seen.pattern[j], seen.v[j], directions[rows], position[rows], dense[rows])
-    return dense, dense.sum(2)
+        pattern, v = seen.pattern[j].float(), seen.v[j].float()
+        contributions(pattern, v, directions[rows], position[rows], dense[rows])
+    return dense
 
 
 class Largest(NamedTuple):
@@ -213,9 +207,7 @@ class DFAPass:
         v, x = raw[f"blocks.{site.layer}.attn.hook_v"], activations[site]
         if len(heads) < pattern.shape[1]:
             pattern, v = pattern[:, heads], v[:, :, heads]
-        # In memory by head, then dimension, then key, as _dense reads it.
-        v = v.float().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        seen = Seen(pattern.float().contiguous(), v, x, tokens.cpu().numpy())
+        seen = Seen(pattern, v, x, tokens.cpu().numpy())
         for start in range(0, len(blocks), _TOGETHER):
             some = blocks[start : start + _TOGETHER]
             low, high = np.searchsorted(self.kept[number].block, [some[0], some[-1] + 1])
@@ -230,20 +222,19 @@ class DFAPass:
             torch.from_numpy(part).to(seen.x.device) for part in (kept.feature, kept.position, block)
         )
         directions = reading.directions[feature]
-        dense, by_head = _dense(directions, position, block, seen)
+        dense = _dense(directions, position, block, seen)
         x = seen.x[at, position].float()
         own = directions.flatten(1) if reading.W_enc is None else reading.W_enc[feature]
         linear, offset = torch.linalg.vecdot(x, own), reading.offset[feature]
         scale, bias = sae.scale(x), sae.bias_term[feature]
         if scale is not None:
             size = scale.size[:, 0]
-            dense, by_head = dense / size[:, None, None], by_head / size[:, None]
-            linear, offset = linear / size, offset / size
+            dense, linear, offset = dense / size[:, None, None], linear / size, offset / size
         dense = dense.cpu()
         found = _named(largest(dense, kept.position), np.array(reading.heads), dense.shape[2])
         text = seen.tokens[block]
         matched = matched_prefix(text, kept.position, found.top_source)
-        self.rows[number].add(kept, Split(by_head, bias + offset, linear + bias), found, matched)
+        self.rows[number].add(kept, Split(dense.sum(2), bias + offset, linear + bias), found, matched)
         top = np.flatnonzero(kept.is_top)
         if len(top):
             chosen = dense[torch.from_numpy(top)].numpy()

@@ -1,4 +1,4 @@
-"""Each example's contributions, the largest of them, and where its strongest source repeats earlier text."""
+"""The largest of each example's contributions, and where its strongest source repeats the text before it."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,50 +12,6 @@ Floats = npt.NDArray[np.float32]
 _LANES, _FEW = 64, 256
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _LOW = np.int64(0xFFFFFFFF)
-
-
-@compiled
-def weigh_sources(
-    pattern: Floats,
-    v: Floats,
-    directions: Floats,
-    block: Ints,
-    position: Ints,
-    dense: Floats,
-    by_head: Floats,
-) -> None:
-    """Fill ``dense`` [n, heads, key] with pattern times (v . direction), and ``by_head`` with its sums.
-
-    pattern [blocks, heads, query, key]; v [blocks, heads, d_head, key], for neighbouring sources are worked
-    on together; directions [n, heads, d_head]. Sources after an example's position get 0, and are not read.
-    """
-    n, heads, _ = dense.shape
-    d_head = directions.shape[2]
-    whole = d_head - d_head % 8
-    for i in range(n):
-        last = position[i] + 1
-        for h in range(heads):
-            row, w, x = dense[i, h], directions[i, h], v[block[i], h]
-            row[:] = 0
-            for d in range(0, whole, 8):  # eight at a time, because reading and writing the row costs most
-                w0, w1, w2, w3, w4, w5, w6, w7 = (
-                    w[d], w[d + 1], w[d + 2], w[d + 3], w[d + 4], w[d + 5], w[d + 6], w[d + 7],
-                )  # fmt: skip
-                x0, x1, x2, x3, x4, x5, x6, x7 = (
-                    x[d], x[d + 1], x[d + 2], x[d + 3], x[d + 4], x[d + 5], x[d + 6], x[d + 7],
-                )  # fmt: skip
-                for s in range(last):
-                    low = (w0 * x0[s] + w1 * x1[s]) + (w2 * x2[s] + w3 * x3[s])
-                    row[s] += low + ((w4 * x4[s] + w5 * x5[s]) + (w6 * x6[s] + w7 * x7[s]))
-            for d in range(whole, d_head):
-                rest = x[d]
-                for s in range(last):
-                    row[s] += w[d] * rest[s]
-            weight, total = pattern[block[i], h, position[i]], 0.0
-            for s in range(last):
-                row[s] *= weight[s]
-                total += row[s]
-            by_head[i, h] = total
 
 
 @compiled

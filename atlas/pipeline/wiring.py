@@ -29,7 +29,7 @@ CODE_VERSIONS = {
     "shard": 3,
     "effects": 1,
     "summarise": 6,
-    "dfa": 5,
+    "dfa": 4,
     "attribute": 1,
     "pair": 2,
     "reference": 2,
