@@ -172,7 +172,8 @@ def render() -> None:
     asked = "saes" if {"sae", "sae2"} & set(st.query_params) and "kind" not in st.query_params else None
     if asked and "kind" not in st.session_state:
         st.session_state["kind"] = asked
-    kind = top.segmented_control("Compare", list(KINDS), default="heads", required=True, key="kind",
+    default = None if "kind" in st.session_state else "heads"  # Streamlit warns of a default beside a value
+    kind = top.segmented_control("Compare", list(KINDS), default=default, required=True, key="kind",
                                  format_func=KINDS.__getitem__, bind="query-params")  # fmt: skip
     if kind == "saes" and not scope.saes:
         st.info("This release has no SAE.")
