@@ -3,6 +3,8 @@
 
 import multiprocessing
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,7 @@ from sqlalchemy import CheckConstraint, inspect, text
 from atlas.db import review_models as _review_models
 from atlas.db import schema
 from atlas.db.annotations import load_head, save_head
-from atlas.db.engine import UnreachableError, close_engines, engine_for, parse_url
+from atlas.db.engine import UnreachableError, _make_engine, close_engines, engine_for, parse_url
 from atlas.db.models import Base
 from atlas.db.notes import HeadAnnotation
 from atlas.db.runs import create_run, load_run
@@ -206,3 +208,18 @@ def test_processes_that_upgrade_at_once(empty_database):
         child.join()
     assert answers == ["ok"] * 4
     assert schema.check(empty_database) == NEWEST
+
+
+def test_many_open_a_new_file_at_once(tmp_path):
+    """SQLite refuses one of two that switch a new file to WAL at the same moment, without waiting."""
+
+    def open_it(url, gate):
+        gate.wait()
+        with _make_engine(parse_url(url)).connect() as connection:
+            return connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(40):
+            gate, url = threading.Barrier(4), f"sqlite:///{tmp_path / str(number)}.sqlite"
+            opened = [pool.submit(open_it, url, gate) for _ in range(4)]
+            assert [one.result() for one in opened] == ["wal"] * 4
