@@ -163,7 +163,7 @@ def test_positions(dense, acts, monkeypatch, n_top):
             if here:
                 among = sum(p == position for _, p, _ in top)
                 expected.append((feature, position, among, len(here), sum(here)))
-    found = by_position(corpus.position_counts(acts))
+    found = by_position(corpus.position_counts(acts, corpus.strongest_positions(acts)))
     assert [row[:4] for row in found] == [e[:4] for e in expected]
     np.testing.assert_allclose([row[4] for row in found], [e[4] for e in expected], rtol=1e-6)
 
@@ -172,7 +172,7 @@ def test_positions_limit_is_2000():
     n = 2100
     tokens = np.arange(n) * CONTEXT + 1 + (np.arange(n) >= 2000)  # the 2000 strongest at position 1
     acts = FeatureActs.collect([(np.zeros(n), tokens, np.linspace(9, 1, n))], 1, CONTEXT)
-    found = [row[1:4] for row in by_position(corpus.position_counts(acts))]
+    found = [row[1:4] for row in by_position(corpus.position_counts(acts, corpus.strongest_positions(acts)))]
     assert found == [(1, 2000, 2000), (2, 0, 100)]
 
 
@@ -240,7 +240,7 @@ def test_token_stats_of_a_silent_sae(text):
 @pytest.mark.parametrize("n_top", [1, 5, 2000])
 def test_position_traits(dense, acts, monkeypatch, n_top):
     monkeypatch.setattr(corpus, "N_TOP", n_top)
-    found = rows_of(corpus.position_traits(acts))
+    found = rows_of(corpus.position_traits(acts, corpus.strongest_positions(acts)))
     for feature, row in enumerate(found):
         places = [p for _, p, _ in strongest(firings(dense, feature))[:n_top]]
         if not places:
@@ -289,7 +289,7 @@ def test_a_range_of_features_gives_the_rows_of_the_whole(dense, acts, text):
     part = acts_of(dense[..., 2:5])
     for summary in (
         corpus.activation_counts,
-        corpus.position_counts,
+        lambda a: corpus.position_counts(a, corpus.strongest_positions(a)),
         lambda a: corpus.feature_statistics(a, text),
         lambda a: corpus.token_stats(a, text),
     ):

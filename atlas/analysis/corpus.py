@@ -105,12 +105,11 @@ def _in_bins(acts: FeatureActs, ordered: Floats, alive: Ints, edges: Floats) -> 
     return reaching[:, :-1] - reaching[:, 1:]
 
 
-def position_counts(acts: FeatureActs, n_top: Ints | None = None) -> Columns:
+def position_counts(acts: FeatureActs, n_top: Ints) -> Columns:
     """Where in the context does it fire? Counts among its 2000 strongest tokens and among all.
 
-    ``n_top`` is what :func:`strongest_positions` gives, if that is known already.
+    ``n_top`` is what :func:`strongest_positions` gives, which :func:`position_traits` reads, too.
     """
-    n_top = strongest_positions(acts) if n_top is None else n_top
     key = acts.feature * acts.context + acts.position
     size = acts.d_sae * acts.context
     n_active = np.bincount(key, minlength=size)
@@ -135,13 +134,13 @@ def strongest_positions(acts: FeatureActs) -> Ints:
     return n
 
 
-def position_traits(acts: FeatureActs, n_top: Ints | None = None) -> Columns:
+def position_traits(acts: FeatureActs, n_top: Ints) -> Columns:
     """Does it fire at one position? The commonest, its share, and how many positions that amounts to.
 
     effective_positions = (sum n)^2 / sum n^2 over the positions of its 2000 strongest tokens: 1 if all are
     at one position (seed 000: the features of a previous-token head). Ties go to the smaller position.
     """
-    n = (strongest_positions(acts) if n_top is None else n_top).astype(np.float64)
+    n = n_top.astype(np.float64)
     total, silent = n.sum(1), acts.counts == 0
     best = n.argmax(1)
     with np.errstate(invalid="ignore"):

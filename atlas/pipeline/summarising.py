@@ -106,7 +106,7 @@ def _write_corpus_tables(
             context.progress.update(features.stop, acts.d_sae, "features")
 
 
-def feature_columns(acts: FeatureActs, text: Text, n_top: Ints | None = None) -> dict[str, Any]:
+def feature_columns(acts: FeatureActs, text: Text, n_top: Ints) -> dict[str, Any]:
     """What the activations alone say about features; ``n_top`` as in ``corpus.position_counts``."""
     traits = corpus.position_traits(acts, n_top) | corpus.token_traits(acts, text)
     return corpus.feature_statistics(acts, text) | traits
