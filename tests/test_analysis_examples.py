@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from atlas.analysis import examples
 from atlas.analysis.acts import FeatureActs
 from atlas.analysis.examples import GROUPS, Misses
+from atlas.kernels.draws import draw
 from tests.test_analysis_corpus import (
     CONTEXT,
     D_SAE,
@@ -249,17 +250,37 @@ def test_groups_are_in_the_order_of_their_names():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.integers(0, 2), min_size=1, max_size=12),
+    st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    st.integers(1, 4),
     st.integers(1, 4),
     st.integers(0, 2**31 - 1),
 )
-def test_smallest_hashes_of_each_cell(sizes, k, seed):
+def test_the_smallest_hashes_of_each_part_are_drawn(sizes, parts, k, seed):
+    """Against a sort in plain Python, with integers of any size."""
     rng = np.random.default_rng(seed)
-    counts = np.array([[0, 3, 400][s] for s in sizes])
-    cell = np.repeat(np.arange(len(counts)), counts)
-    hashed = rng.integers(0, 2**31, len(cell)).astype(np.uint64)
-    found = examples._smallest(cell, hashed, len(counts), k)
-    for c in range(len(counts)):
-        mine = np.flatnonzero(cell == c)
-        best = sorted(mine, key=lambda i: hashed[i])[:k]
-        assert [i for i in found.tolist() if cell[i] == c] == sorted(best)
+    counts = np.array([[0, 3, 17, 400][s] for s in sizes])
+    starts = np.concatenate([[0], counts.cumsum()])
+    token = rng.permutation(int(starts[-1]))
+    strongest = np.concatenate([[], *(rng.permutation(n) + s for n, s in zip(counts, starts, strict=False))])
+    strongest, salt = strongest.astype(np.int64), rng.integers(0, 2**63, len(counts)).astype(np.uint64)
+    of_part, of_all = np.empty((len(counts), parts, k), np.int64), np.empty((len(counts), k), np.int64)
+    drawn = np.empty((len(counts), parts + 1), np.int64)
+    draw(starts, strongest, token, salt, of_part, of_all, drawn)
+    for f, n in enumerate(counts.tolist()):
+        places = range(starts[f], starts[f + 1])
+        hashed = {at: _splitmix(int(salt[f]) + int(token[strongest[at]])) for at in places}
+        mine = {g: [] for g in range(parts)}
+        for at in places:
+            mine[parts * (n - 1 - (at - starts[f])) // n].append(at)
+        for g, members in mine.items():
+            best = sorted(members, key=lambda at: hashed[at] >> 33)[:k]
+            assert of_part[f, g, : drawn[f, g]].tolist() == sorted(best)
+        best = sorted(places, key=lambda at: hashed[at] & (2**31 - 1))[:k]
+        assert of_all[f, : drawn[f, parts]].tolist() == sorted(best)
+
+
+def _splitmix(x: int) -> int:
+    x %= 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from atlas.analysis.acts import FeatureActs, Floats, Ints, first_of_runs, rank_in_runs, sorted_within
+from atlas.kernels.draws import draw, mixed_all
 
 TOP_EXAMPLES, N_GROUPS, PER_GROUP, N_RANDOM, N_NEGATIVE = 20, 10, 5, 5, 5
 GROUPS = np.array(["negative", *(f"q{g}" for g in range(N_GROUPS)), "random", "top"])
 """Groups of examples, in the order of their names, by which tables are sorted."""
 NEGATIVE, RANDOM, TOP = 0, N_GROUPS + 1, N_GROUPS + 2
-_HASH_BITS, _ENOUGH = 31, 40
 Columns = dict[str, Any]
 
 
@@ -58,50 +58,22 @@ def _strongest_blocks(acts: FeatureActs, features: Ints, width: int) -> tuple[In
     return at[first[chosen]], enough
 
 
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser: a fixed, well-spread function of 64 bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def drawn_examples(acts: FeatureActs, seed: int) -> tuple[Ints, Ints]:
     """Indices and group codes of the examples drawn from each tenth of the active tokens, and from all.
 
     A token's tenth is floor(10 * (its rank from the bottom) / n). Five of each tenth are drawn, and five of
     all. Strongest first within a group.
     """
-    salt = _mix(np.array([seed], np.uint64))[0]
-    of_feature = _mix((np.arange(acts.d_sae) + acts.first).astype(np.uint64) ^ salt)
-    # In the order of strength, in which the rank of each token is its place.
-    mixed = _mix(np.repeat(of_feature, acts.counts) + acts.token[acts.strongest_first].astype(np.uint64))
-    feature, n = acts.feature, np.repeat(acts.counts, acts.counts)
-    tenth = feature * N_GROUPS + (n - 1 - acts.rank) * N_GROUPS // np.maximum(n, 1)
-    high, low = mixed >> np.uint64(64 - _HASH_BITS), mixed & np.uint64((1 << _HASH_BITS) - 1)
-    by_tenth = _smallest(tenth, high, acts.d_sae * N_GROUPS, PER_GROUP)
-    any_of_all = _smallest(feature, low, acts.d_sae, N_RANDOM)
-    place = np.concatenate([by_tenth, any_of_all])
-    code = np.concatenate([tenth[by_tenth] % N_GROUPS + 1, np.full(len(any_of_all), RANDOM)])
+    salt = mixed_all(np.array([seed], np.uint64))[0]
+    of_feature = mixed_all((np.arange(acts.d_sae) + acts.first).astype(np.uint64) ^ salt)
+    by_tenth = np.empty((acts.d_sae, N_GROUPS, PER_GROUP), np.int64)
+    of_all = np.empty((acts.d_sae, N_RANDOM), np.int64)
+    counts = np.empty((acts.d_sae, N_GROUPS + 1), np.int64)
+    draw(acts.starts, acts.strongest_first, acts.token, of_feature, by_tenth, of_all, counts)
+    drawn = np.arange(PER_GROUP) < counts[:, :N_GROUPS, None]
+    place = np.concatenate([by_tenth[drawn], of_all[np.arange(N_RANDOM) < counts[:, N_GROUPS:]]])
+    code = np.concatenate([np.nonzero(drawn)[1] + 1, np.full(len(place) - drawn.sum(), RANDOM)])
     return acts.strongest_first[place], code
-
-
-def _smallest(cell: Ints, hashed: npt.NDArray[np.uint64], n_cells: int, k: int) -> Ints:
-    """Indices, ascending within a cell, of the k smallest hashes of each cell.
-
-    Only hashes below a bound that about 40 of a cell's reach are sorted; a cell where fewer than k reach it
-    is sorted whole.
-    """
-    size = np.bincount(cell, minlength=n_cells)
-    bound = np.minimum(_ENOUGH / np.maximum(size, 1), 1.0) * (1 << _HASH_BITS)
-    reach = hashed < bound.astype(np.uint64)[cell]
-    few = np.bincount(cell[reach], minlength=n_cells) < np.minimum(size, k)
-    if few.any():
-        reach |= few[cell]
-    at = np.flatnonzero(reach)
-    order = at[sorted_within(cell[at], hashed[at], n_cells, _HASH_BITS)]
-    chosen = order[rank_in_runs(cell[order]) < k]
-    chosen.sort()
-    return chosen[np.argsort(cell[chosen], kind="stable")]
 
 
 def examples(acts: FeatureActs, misses: Misses, seed: int) -> Columns:

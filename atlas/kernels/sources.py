@@ -131,3 +131,59 @@ def gather_runs(
         for j in range(counts[i]):
             out[at + j] = values[starts[i] + j]
         at += counts[i]
+
+
+@compiled
+def strongest_tokens(
+    starts: Ints,
+    first: Ints,
+    counts: Ints,
+    unit: npt.NDArray[np.float64],
+    tokens: Ints,
+    sources: npt.NDArray[np.int16],
+    d_vocab: int,
+    found: Ints,
+    n: Ints,
+    share: npt.NDArray[np.float64],
+) -> None:
+    """Fill in each feature's tokens [features, k] with the largest sums of positive contributions.
+
+    Examples ``starts[f]`` to ``starts[f + 1]`` are a feature's; ``sources`` [n, 3] (head, source, weight)
+    hold ``counts`` of each from ``first`` on, in steps of ``unit``; ``tokens`` [examples, context] is their
+    text. The largest sum comes first. ``n`` counts the examples in which a token is a source (0: the row ends
+    before), ``share`` is of the feature's whole sum. Ties go to the smaller token.
+    """
+    k = found.shape[1]
+    total, examples = np.zeros(d_vocab, np.float64), np.zeros(d_vocab, np.int64)
+    last, seen = np.full(d_vocab, -1), np.empty(d_vocab, np.int64)
+    for f in range(len(found)):
+        n_seen, whole = 0, 0.0
+        for e in range(starts[f], starts[f + 1]):
+            for j in range(first[e], first[e] + counts[e]):
+                if sources[j, 2] > 0:
+                    token, value = tokens[e, sources[j, 1]], sources[j, 2] * unit[e]
+                    if examples[token] == 0:
+                        seen[n_seen] = token
+                        n_seen += 1
+                    examples[token] += last[token] != e
+                    last[token] = e
+                    total[token] += value
+                    whole += value
+        kept = 0
+        for token in seen[:n_seen]:
+            slot = kept
+            while slot > 0 and (
+                total[token] > total[found[f, slot - 1]]
+                or (total[token] == total[found[f, slot - 1]] and token < found[f, slot - 1])
+            ):
+                slot -= 1
+            if slot < k:
+                for later in range(min(kept, k - 1), slot, -1):
+                    found[f, later] = found[f, later - 1]
+                found[f, slot] = token
+                kept = min(kept + 1, k)
+        for rank in range(k):
+            n[f, rank] = examples[found[f, rank]] if rank < kept else 0
+            share[f, rank] = total[found[f, rank]] / whole if rank < kept else 0.0
+        for token in seen[:n_seen]:
+            total[token], examples[token], last[token] = 0.0, 0, -1

@@ -1,7 +1,8 @@
 """Steps that look again at the kept examples: DFA of a part of the text, and each SAE's tables of it."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from atlas.analysis.shard import has_heads, load_moments, load_shares
 from atlas.analysis.text import Text
 from atlas.analysis.variance import fve
 from atlas.analysis.weights import attribution_directions, decoder_share
+from atlas.lm.load import LanguageModel
 from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import (
     as_table,
-    in_order,
+    side_by_side,
     the_analysed_text,
     the_model,
     the_sae,
@@ -73,11 +75,6 @@ def attribute(context: Context) -> None:
     item, model = context.step.item, the_model(context)
     sae, parts = the_sae(context, item).to(model.device), context.inputs("dfa")
     name = {"sae": sae.info.name}
-    sums = reduce(DFASums.merge, (DFASums.load(part / f"sums-{item:05d}.npz") for part in parts))
-    write_columns(context.out, "dfa_summary", name | sums.summary())
-    write_columns(context.out, "dfa_distances", name | sums.distances())
-    if has_heads(sae):
-        write_columns(context.out, "head_attribution", name | _head_columns(context, sae, sums))
     stored = StoredRows([part / f"rows-{item:05d}" for part in parts])
     store = the_analysed_text(context)
     text = Text(store, len(store), store.meta.context, model.shape.d_vocab)
@@ -90,18 +87,34 @@ def attribute(context: Context) -> None:
         range(start, min(start + FEATURES_AT_ONCE, sae.d_sae))
         for start in range(0, sae.d_sae, FEATURES_AT_ONCE)
     ]
+    jobs: list[Callable[[], Any]] = [
+        partial(_write_sums, context, model, sae), *(partial(work, features) for features in ranges)
+    ]  # fmt: skip
     with ExitStack() as stack:
         tables = {
             t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in ("dfa", "dfa_tokens")
         }
-        for features, found in in_order(work, ranges):
+        results = side_by_side(jobs)
+        next(results)
+        for features, found in zip(ranges, results, strict=True):
             for table, columns in zip(tables, found, strict=True):
                 tables[table].write(as_table(table, name | columns))
             context.progress.update(features.stop, sae.d_sae, "features")
 
 
-def _head_columns(context: Context, sae: SAE, sums: DFASums) -> dict[str, Any]:
-    model, shards = the_model(context), context.inputs("shard")
+def _write_sums(context: Context, model: LanguageModel, sae: SAE) -> None:
+    """The tables that come from sums over examples, and what weights and moments say about heads."""
+    item, name = context.step.item, {"sae": sae.info.name}
+    parts = context.inputs("dfa")
+    sums = reduce(DFASums.merge, (DFASums.load(part / f"sums-{item:05d}.npz") for part in parts))
+    write_columns(context.out, "dfa_summary", name | sums.summary())
+    write_columns(context.out, "dfa_distances", name | sums.distances())
+    if has_heads(sae):
+        write_columns(context.out, "head_attribution", name | _head_columns(context, model, sae, sums))
+
+
+def _head_columns(context: Context, model: LanguageModel, sae: SAE, sums: DFASums) -> dict[str, Any]:
+    shards = context.inputs("shard")
     n_heads, item = model.shape.n_heads, context.step.item
     covariance = load_moments(shards, sae.info.site, sae.info.normalize_activations).covariance()
     W = attribution_directions(sae).cpu().numpy()

@@ -7,9 +7,10 @@ lake (``ATLAS_LAKE_URL``) inputs are copied from there first and the output coun
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,15 @@ class Context:
     progress: Progress
     shared: Shared = NOT_SHARED
     """Where inputs come from that are not on this disk."""
+    _found: dict[str, Path] = field(default_factory=dict, compare=False, repr=False)
 
     def input(self, name: str) -> Path:
-        """Folder of a finished step that this one needs."""
+        """Folder of a finished step that this one needs; looked at once."""
+        if name not in self._found:
+            self._found[name] = self._look(name)
+        return self._found[name]
+
+    def _look(self, name: str) -> Path:
         path = output_of(self.plan.step(name), self.settings)
         self.shared.bring(path, is_complete)
         if not is_complete(path):
@@ -94,8 +101,12 @@ def is_current(step: Step, settings: Settings) -> bool:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != INVENTORY)
-    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+    found = {}
+    for inside, _, names in os.walk(folder):
+        for name in set(names) - {INVENTORY}:
+            path = Path(inside, name)
+            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return dict(sorted(found.items()))
 
 
 def _inventory(folder: Path) -> dict[str, Any]:

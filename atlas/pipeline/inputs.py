@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from operator import call
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +96,11 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]
         while pending:
             done, future = pending.popleft()
             yield done, future.result()
+
+
+def side_by_side(jobs: Iterable[Callable[[], R]]) -> Iterator[R]:
+    """What each job gives, in order; as many at once as torch has threads."""
+    return (found for _, found in in_order(call, jobs))
 
 
 def joined(parts: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Steps that read the whole text: shards of the corpus pass, loss effects, and the tables of one SAE."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,13 @@ from atlas.analysis.shard import ShardPass, has_heads, load_misses, stored_acts
 from atlas.analysis.text import Text
 from atlas.analysis.weights import decoder_share, weight_statistics
 from atlas.errors import StoreError
+from atlas.lm.load import LanguageModel
 from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import (
     analysed_blocks,
     as_table,
-    in_order,
     joined,
+    side_by_side,
     the_analysed_text,
     the_model,
     the_saes,
@@ -63,22 +66,31 @@ def summarise(context: Context) -> None:
     item, model = context.step.item, the_model(context)
     saes = the_saes(context, model)
     sae, name = saes[item], {"sae": saes[item].info.name}
-    context.progress.update(0, 1, "weights")
-    found = logit_effects(model, sae)
-    for table, columns in found.tables.items():
-        write_columns(context.out, table, name | columns)
-    write_columns(context.out, "neighbours", name | neighbours(model, saes, item))
-    _write_qk(context, saes, item)
-    _write_coactivation(context, item, name)
-    of_features = _weight_columns(context, sae, item, model.shape.n_heads)
-    of_features |= found.moments
-    _write_corpus_tables(context, item, name, of_features)
+    context.progress.update(0, sae.d_sae, "features")
+    work, ranges = _corpus_work(context, item)
+    # What takes longest comes first, and ranges of features fill what gaps it leaves.
+    jobs: list[Callable[[], Any]] = [
+        partial(_write_coactivation, context, item, name),
+        partial(_write_neighbours, context, model, saes, item),
+        partial(_of_weights, context, model, saes, item),
+        *(partial(work, features) for features in ranges),
+    ]
+    with ExitStack() as stack:
+        tables = {t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in _CORPUS_TABLES}
+        results = side_by_side(jobs)
+        *_, of_features = islice(results, 3)
+        for features, found in zip(ranges, results, strict=True):
+            found["features"] |= {c: v[features.start : features.stop] for c, v in of_features.items()}
+            for table, columns in found.items():
+                columns["feature"] = columns["feature"] + features.start
+                tables[table].write(as_table(table, name | columns))
+            context.progress.update(features.stop, sae.d_sae, "features")
 
 
-def _write_corpus_tables(
-    context: Context, item: int, name: dict[str, str], of_features: Mapping[str, Any]
-) -> None:
-    """The tables that read activations, written a range of features at a time."""
+def _corpus_work(
+    context: Context, item: int
+) -> tuple[Callable[[range], dict[str, corpus.Columns]], list[range]]:
+    """What makes the tables that read activations of some features, and the ranges to make them for."""
     shards = context.inputs("shard")
     acts, misses = stored_acts(shards, item), load_misses(shards, item)
     store = the_analysed_text(context)
@@ -88,22 +100,15 @@ def _write_corpus_tables(
     def work(features: range) -> dict[str, corpus.Columns]:
         part = acts.read(features)
         n_top = corpus.strongest_positions(part)
-        mine = {column: values[features.start : features.stop] for column, values in of_features.items()}
         return {
-            "features": mine | feature_columns(part, text, n_top),
+            "features": feature_columns(part, text, n_top),
             "activation_counts": corpus.activation_counts(part),
             "position_counts": corpus.position_counts(part, n_top),
             "token_stats": corpus.token_stats(part, text),
             "examples": examples(part, misses.finish(features), seed),
         }
 
-    with ExitStack() as stack:
-        tables = {t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in _CORPUS_TABLES}
-        for features, found in in_order(work, acts.ranges()):
-            for table, columns in found.items():
-                columns["feature"] = columns["feature"] + features.start
-                tables[table].write(as_table(table, name | columns))
-            context.progress.update(features.stop, acts.d_sae, "features")
+    return work, list(acts.ranges())
 
 
 def feature_columns(acts: FeatureActs, text: Text, n_top: Ints) -> dict[str, Any]:
@@ -112,8 +117,19 @@ def feature_columns(acts: FeatureActs, text: Text, n_top: Ints) -> dict[str, Any
     return corpus.feature_statistics(acts, text) | traits
 
 
+def _of_weights(
+    context: Context, model: LanguageModel, saes: Sequence[SAE], item: int
+) -> dict[str, np.ndarray]:
+    """Write what the SAE's directions do; what they and sampled gradients say about features."""
+    sae = saes[item]
+    found = logit_effects(model, sae)
+    for table, columns in found.tables.items():
+        write_columns(context.out, table, {"sae": sae.info.name} | columns)
+    _write_qk(context, model, saes, item)
+    return _weight_columns(context, sae, item, model.shape.n_heads) | found.moments
+
+
 def _weight_columns(context: Context, sae: SAE, item: int, n_heads: int) -> dict[str, np.ndarray]:
-    """What the weights and the sampled gradients say about features."""
     pruned = np.broadcast_to(pruned_of(context, item), sae.d_sae)
     top_head = np.full(sae.d_sae, np.nan)
     if has_heads(sae):
@@ -136,9 +152,13 @@ def _write_coactivation(context: Context, item: int, name: dict[str, str]) -> No
     write_columns(context.out, "coactivation", name | coactivation(acts, blocks * (stored.context - 1)))
 
 
-def _write_qk(context: Context, saes: Sequence[SAE], item: int) -> None:
+def _write_neighbours(context: Context, model: LanguageModel, saes: Sequence[SAE], item: int) -> None:
+    write_columns(context.out, "neighbours", {"sae": saes[item].info.name} | neighbours(model, saes, item))
+
+
+def _write_qk(context: Context, model: LanguageModel, saes: Sequence[SAE], item: int) -> None:
     """Products with the features of the same head's other side, and with the positions."""
-    sae, model = saes[item], the_model(context)
+    sae = saes[item]
     if sae.info.site.kind not in ("q", "k"):
         return
     name = {"sae": sae.info.name}
