@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.analysis import dfa
-from atlas.analysis.dfa import DFAPass, Kept, contributions, largest
+from atlas.analysis.contributions import Places, by_block, by_example, contributions, largest
+from atlas.analysis.dfa import DFAPass, Kept
 from atlas.analysis.dfa_rows import DFARows, Rows, StoredRows, columns_of
 from atlas.analysis.dfa_sums import DFASums, matched_prefix
 from atlas.analysis.examples import GROUPS, TOP
@@ -101,6 +102,28 @@ def test_largest_keeps_at_most_32():
     assert count.tolist() == [32]
     assert index[0].tolist() == list(range(59, 27, -1))
     assert value[0].tolist() == dense.flatten()[index[0]].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 9), st.integers(0, 2**31 - 1))
+def test_one_example_at_a_time_gives_what_the_dense_matrix_gives(key, d_head, seed):
+    """What a CPU does and what a GPU does, over contexts and heads of any size."""
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    n, heads, blocks = 12, 3, 3
+    pattern = torch.rand(blocks, heads, key, key, generator=generator).tril()
+    v = torch.randn(blocks, key, heads, d_head, generator=generator)
+    directions = torch.randn(5, heads, d_head, generator=generator)
+    scale = torch.rand(n, generator=generator) + 0.5
+    block, position = np.sort(rng.integers(0, blocks, n)), rng.integers(0, key, n)
+    places = Places(rng.integers(0, 5, n), block, position, rng.random(n) < 0.4)
+    one, other = (way(places, pattern, v, directions, scale) for way in (by_example, by_block))
+    torch.testing.assert_close(one.by_head, other.by_head)
+    np.testing.assert_allclose(one.top, other.top, rtol=1e-5, atol=1e-6)
+    assert one.largest.n.tolist() == other.largest.n.tolist()
+    assert one.largest.best.tolist() == other.largest.best.tolist()
+    for i, kept in enumerate(one.largest.n):
+        assert one.largest.place[i, :kept].tolist() == other.largest.place[i, :kept].tolist()
+        np.testing.assert_allclose(one.largest.value[i], other.largest.value[i], rtol=1e-5, atol=1e-6)
 
 
 def test_largest_of_one_and_of_nothing():

@@ -88,7 +88,7 @@ def test_dfa_over_heads_plus_bias_is_the_preactivation(con):
 
 def test_stored_sources_are_the_dense_ones(home, con):
     """The dense head x source matrix, recomputed from the model, sums to by_head and holds the sources."""
-    from atlas.analysis.dfa import contributions
+    from atlas.analysis.contributions import contributions
     from atlas.configs import ModelConfig
     from atlas.corpus.tokens import TokenStore
     from atlas.lm.hooks import capture

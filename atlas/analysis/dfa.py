@@ -15,22 +15,21 @@ Sources: seed 001; seed 002 (the paper), row C4.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from atlas.analysis.acts import Ints, first_of_runs
+from atlas.analysis.acts import Ints
+from atlas.analysis.contributions import Largest, Places, attributed
 from atlas.analysis.dfa_rows import DFARows, Sources, Split
 from atlas.analysis.dfa_sums import DFASums, matched_prefix
 from atlas.analysis.examples import TOP
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
-from atlas.kernels.sources import MOST_SOURCES, keep_largest
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
 from atlas.lm.runtime import batch_of, lanes
@@ -102,66 +101,6 @@ def reading_of(model: LanguageModel, sae: SAE) -> Reading:
     return Reading(heads, W.T.reshape(sae.d_sae, len(heads), d_head).contiguous(), offset, own)
 
 
-def contributions(
-    pattern: Float[Tensor, "heads query key"],
-    v: Float[Tensor, "key heads d_head"],
-    directions: Float[Tensor, "n heads d_head"],
-    position: Int[Tensor, " n"],
-    out: Float[Tensor, "n heads key"] | None = None,
-) -> Float[Tensor, "n heads key"]:
-    """The dense DFA of n examples in one block: example i reads directions[i] at position[i].
-
-    >>> pattern = torch.tensor([[[1.0, 0.0], [0.25, 0.75]]])
-    >>> v = torch.tensor([[[2.0]], [[4.0]]])
-    >>> contributions(pattern, v, torch.tensor([[[1.0]]]), torch.tensor([1])).tolist()
-    [[[0.5, 3.0]]]
-    """
-    per_source = directions.transpose(0, 1) @ v.permute(1, 2, 0)
-    # Written example by example: everything that follows reads one example's heads and sources together.
-    dense = per_source.new_empty(len(position), *pattern.shape[::2]) if out is None else out
-    return torch.mul(pattern[:, position].transpose(0, 1), per_source.transpose(0, 1), out=dense)
-
-
-def _dense(
-    directions: Float[Tensor, "n heads d_head"], position: Int[Tensor, " n"], block: Ints, seen: Seen
-) -> Float[Tensor, "n heads key"]:
-    """The dense DFA of examples in several blocks, which come one block after the other."""
-    dense = directions.new_empty(*directions.shape[:2], seen.pattern.shape[3])
-    edges = [*first_of_runs(block).tolist(), len(block)]
-    for low, high in pairwise(edges):
-        j, rows = int(block[low]), slice(low, high)
-        pattern, v = seen.pattern[j].float(), seen.v[j].float()
-        contributions(pattern, v, directions[rows], position[rows], dense[rows])
-    return dense
-
-
-class Largest(NamedTuple):
-    """Places in head x source and values [n, 32] of the largest contributions, and how many are kept."""
-
-    place: Ints
-    value: npt.NDArray[np.float32]
-    n: Ints
-    best: Ints
-    """The place of the largest positive contribution; -1 where there is none."""
-
-
-def largest(dense: Float[Tensor, "n heads key"], position: Ints) -> Largest:
-    """The largest contributions by magnitude, largest first; ties go to the lower head, then source.
-
-    As many as reach 95 % of the absolute sum, at most 32; exact zeros never count. Sources after an
-    example's position contribute nothing and are not looked at.
-
-    >>> found = largest(torch.tensor([[[3.0, -4.0, 0.25, 0.0]]]), np.array([3]))
-    >>> found.place[0, :2].tolist(), found.value[0, :2].tolist(), found.n.tolist(), found.best.tolist()
-    ([1, 0], [-4.0, 3.0], [2], [0])
-    """
-    n = len(dense)
-    place, value = np.empty((n, MOST_SOURCES), np.int64), np.empty((n, MOST_SOURCES), np.float32)
-    found = Largest(place, value, np.empty(n, np.int64), np.empty(n, np.int64))
-    keep_largest(dense.float().cpu().numpy(), position, *found)
-    return found
-
-
 class DFAPass:
     """Looks again at the kept examples of SAEs on z and attn_out; each block with an example is read once."""
 
@@ -221,24 +160,21 @@ class DFAPass:
         feature, position, at = (
             torch.from_numpy(part).to(seen.x.device) for part in (kept.feature, kept.position, block)
         )
-        directions = reading.directions[feature]
-        dense = _dense(directions, position, block, seen)
         x = seen.x[at, position].float()
-        own = directions.flatten(1) if reading.W_enc is None else reading.W_enc[feature]
+        own = (reading.directions.flatten(1) if reading.W_enc is None else reading.W_enc)[feature]
         linear, offset = torch.linalg.vecdot(x, own), reading.offset[feature]
         scale, bias = sae.scale(x), sae.bias_term[feature]
-        if scale is not None:
-            size = scale.size[:, 0]
-            dense, linear, offset = dense / size[:, None, None], linear / size, offset / size
-        dense = dense.cpu()
-        found = _named(largest(dense, kept.position), np.array(reading.heads), dense.shape[2])
+        per_unit = torch.ones_like(linear) if scale is None else 1 / scale.size[:, 0]
+        linear, offset = linear * per_unit, offset * per_unit
+        places = Places(kept.feature, block, kept.position, kept.is_top)
+        found = attributed(places, seen.pattern, seen.v, reading.directions, per_unit)
+        sources = _named(found.largest, np.array(reading.heads), seen.pattern.shape[3])
         text = seen.tokens[block]
-        matched = matched_prefix(text, kept.position, found.top_source)
-        self.rows[number].add(kept, Split(dense.sum(2), bias + offset, linear + bias), found, matched)
-        top = np.flatnonzero(kept.is_top)
-        if len(top):
-            chosen = dense[torch.from_numpy(top)].numpy()
-            self.sums[number].update(kept.feature[top], kept.position[top], text[top], chosen, matched[top])
+        matched = matched_prefix(text, kept.position, sources.top_source)
+        self.rows[number].add(kept, Split(found.by_head, bias + offset, linear + bias), sources, matched)
+        if kept.is_top.any():
+            top, at_top = kept.at(kept.is_top), kept.is_top
+            self.sums[number].update(top.feature, top.position, text[at_top], found.top, matched[at_top])
 
 
 def _named(found: Largest, heads: Ints, key: int) -> Sources:

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from atlas.analysis.dfa import contributions, largest, reads_heads
+from atlas.analysis.contributions import contributions, largest
+from atlas.analysis.dfa import reads_heads
 from atlas.analysis.dfa_sums import matched_prefix
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import bos_id, load_tokenizer, vocabulary

@@ -8,31 +8,32 @@ from atlas.kernels.compiled import compiled
 MOST_SOURCES, COVERED = 32, 0.95
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Room = tuple[npt.NDArray[np.int32], Ints, Floats, Ints]
 
-_LANES, _FEW = 64, 256
+_LANES, _STEP, _FEW = 64, 16, 256
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _LOW = np.int64(0xFFFFFFFF)
 
 
 @compiled
-def _bound(bits: npt.NDArray[np.int32], n: int, lane: npt.NDArray[np.int32]) -> int:
+def _bound(bits: npt.NDArray[np.int32], n: int, lane: npt.NDArray[np.float32]) -> int:
     """A magnitude that at least 32 of n entries reach, and few more: the smallest of 32 lanes' largest ones.
 
-    Magnitudes of floats are ordered like their bits. Zeros never reach it.
+    Magnitudes of floats are ordered like their bits. Zeros never reach it, and zeros fill ``bits`` up to
+    whole lanes: loops of a fixed length leave no rest that would run entry by entry.
     """
-    lane[:] = 0
-    whole = n - n % _LANES
-    for start in range(0, whole, _LANES):
+    largest = lane.view(np.int32)
+    largest[:] = 0
+    for start in range(0, n, _LANES):
         for i in range(_LANES):
-            lane[i] = max(lane[i], bits[start + i])
-    for i in range(n - whole):
-        lane[i] = max(lane[i], bits[whole + i])
+            here, before = bits[start + i], largest[i]
+            largest[i] = max(before, here)
     bound = np.int32(1)
     for i in range(_LANES):
-        reaching = 0
+        reaching = np.float32(0)
         for j in range(_LANES):
-            reaching += lane[j] >= lane[i]
-        bound = max(bound, lane[i] if reaching >= MOST_SOURCES else bound)
+            reaching += np.float32(1) if lane[j] >= lane[i] else np.float32(0)
+        bound = max(bound, largest[i] if reaching >= MOST_SOURCES else bound)
     return int(bound)
 
 
@@ -40,7 +41,8 @@ def _bound(bits: npt.NDArray[np.int32], n: int, lane: npt.NDArray[np.int32]) -> 
 def _descending(packed: Ints, n: int, order: Ints) -> int:
     """Put the largest of the first n numbers, largest first, into ``order``; how many there are.
 
-    Counting for each number how many are larger takes no branch that a processor has to guess.
+    Counting for each number how many are larger takes no branch that a processor has to guess. What lies
+    after the first n is overwritten.
     """
     kept = min(n, MOST_SOURCES)
     if n > _FEW:
@@ -48,12 +50,15 @@ def _descending(packed: Ints, n: int, order: Ints) -> int:
         for rank in range(kept):
             order[rank] = packed[n - 1 - rank]
         return kept
+    whole = -(-n // _STEP) * _STEP
+    packed[n:whole] = -1
     for i in range(n):
-        larger = 0
-        for other in packed[:n]:
-            larger += other > packed[i]
+        here, larger = packed[i], 0
+        for start in range(0, whole, _STEP):
+            for j in range(_STEP):
+                larger += packed[start + j] > here
         if larger < MOST_SOURCES:
-            order[larger] = packed[i]
+            order[larger] = here
     return kept
 
 
@@ -65,38 +70,57 @@ def keep_largest(dense: Floats, last: Ints, place: Ints, value: Floats, count: I
     lower place. ``count`` says how many reach 95 % of the absolute sum, zeros left out, at most 32. ``best``
     is the place of the largest positive one, -1 where there is none.
     """
-    n, heads, key = dense.shape
-    bits, packed = np.empty(heads * key, np.int32), np.empty(heads * key + 1, np.int64)
-    lane, order = np.empty(_LANES, np.int32), np.empty(MOST_SOURCES, np.int64)
-    for i in range(n):
-        sources, total = last[i] + 1, 0.0
-        for h in range(heads):
-            row = dense[i, h, :sources]
-            signed, magnitude = row.view(np.int32), bits[h * sources : (h + 1) * sources]
-            for s in range(len(row)):
-                magnitude[s] = signed[s] & _MAGNITUDE
-                total += abs(row[s])
-        size = heads * sources
-        bound, found = _bound(bits, size, lane), 0
-        for j in range(size):
-            packed[found] = (np.int64(bits[j]) << 32) | (_LOW - j)
-            found += bits[j] >= bound
-        kept = _descending(packed, found, order)
-        covered, count[i], best[i] = 0.0, 0, -1
-        for rank in range(MOST_SOURCES):
-            place[i, rank], value[i, rank] = 0, 0.0
-            if rank < kept:
-                at = np.uint32(_LOW - (order[rank] & _LOW))
-                head = at // np.uint32(sources)
-                source = at - head * np.uint32(sources)
-                here = dense[i, head, source]
-                place[i, rank], value[i, rank] = head * key + source, here
-                count[i] += covered < COVERED * total
-                covered += abs(here)
-                if here > 0 and best[i] < 0:
-                    best[i] = head * key + source
-        if best[i] < 0:  # whatever is kept is negative
-            best[i] = _largest_positive(dense[i], sources)
+    room = room_to_keep(dense.shape[1] * dense.shape[2])
+    for i in range(len(dense)):
+        count[i], best[i] = keep_of_one(dense[i], last[i] + 1, place[i], value[i], room)
+
+
+@compiled
+def room_to_keep(size: int) -> Room:
+    """What ``keep_of_one`` works in, for ``size`` contributions."""
+    return (
+        np.empty(size + _LANES, np.int32),
+        np.empty(size + _STEP, np.int64),
+        np.empty(_LANES, np.float32),
+        np.empty(MOST_SOURCES, np.int64),
+    )
+
+
+@compiled
+def keep_of_one(dense: Floats, sources: int, place: Ints, value: Floats, room: Room) -> tuple[int, int]:
+    """``keep_largest`` of one example [heads, key]: its ``count`` and ``best``."""
+    bits, packed, lane, order = room
+    heads, key = dense.shape
+    total = 0.0
+    for h in range(heads):
+        row = dense[h, :sources]
+        signed, magnitude = row.view(np.int32), bits[h * sources : (h + 1) * sources]
+        for s in range(len(row)):
+            magnitude[s] = signed[s] & _MAGNITUDE
+            total += abs(row[s])
+    size = heads * sources
+    bits[size : size + _LANES] = 0
+    bound, found = _bound(bits, size, lane), 0
+    for j in range(size):
+        packed[found] = (np.int64(bits[j]) << 32) | (_LOW - j)
+        found += bits[j] >= bound
+    kept = _descending(packed, found, order)
+    covered, count, best = 0.0, 0, -1
+    for rank in range(MOST_SOURCES):
+        place[rank], value[rank] = 0, 0.0
+        if rank < kept:
+            at = np.uint32(_LOW - (order[rank] & _LOW))
+            head = at // np.uint32(sources)
+            source = at - head * np.uint32(sources)
+            here = dense[head, source]
+            place[rank], value[rank] = head * key + source, here
+            count += covered < COVERED * total
+            covered += abs(here)
+            if here > 0 and best < 0:
+                best = head * key + source
+    if best < 0:  # whatever is kept is negative
+        best = _largest_positive(dense, sources)
+    return count, best
 
 
 @compiled

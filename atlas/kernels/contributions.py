@@ -1,0 +1,53 @@
+"""Each kept example's contributions by head and source, looked at while they are in the processor's cache."""
+
+import numpy as np
+import numpy.typing as npt
+
+from atlas.kernels.compiled import compiled
+from atlas.kernels.sources import keep_of_one, room_to_keep
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@compiled
+def _weigh(pattern: Floats, read: Floats, scale: float, out: Floats) -> np.float32:
+    """Fill ``out`` with pattern * read * scale, source by source; their sum."""
+    total = np.float32(0)
+    for s in range(len(out)):
+        value = pattern[s] * read[s] * scale
+        out[s] = value
+        total += value
+    return total
+
+
+@compiled
+def attribute(
+    pattern: Floats,
+    read: Floats,
+    position: Ints,
+    scale: Floats,
+    by_head: Floats,
+    place: Ints,
+    value: Floats,
+    count: Ints,
+    best: Ints,
+    slot: Ints,
+    kept: Floats,
+) -> None:
+    """Attribute examples of one block: pattern [heads, query, key], ``read`` v . direction [heads, n, key].
+
+    Fills each example's sums by head [n, heads] and what ``keep_largest`` fills; the contributions themselves
+    go into ``kept`` [slots, heads, key], all zeros before, where ``slot`` is not negative.
+    """
+    heads, n, key = read.shape
+    row, room = np.zeros((heads, key), np.float32), room_to_keep(heads * key)
+    for i in range(n):
+        sources = position[i] + 1
+        for h in range(heads):
+            by_head[i, h] = _weigh(
+                pattern[h, position[i], :sources], read[h, i, :sources], scale[i], row[h, :sources]
+            )
+        count[i], best[i] = keep_of_one(row, sources, place[i], value[i], room)
+        if slot[i] >= 0:
+            kept[slot[i], :, :sources] = row[:, :sources]
