@@ -3,11 +3,14 @@
 from collections import Counter, defaultdict
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from atlas.errors import StoreError
 from atlas.store.connection import cursor, open_release
-from atlas.store.queries import examples, features, heads, overview, shares
+from atlas.store.queries import examples, features, heads, overview, ranks, shares
 from tests.synthetic import build_synthetic_release, synthetic_rows
 
 SIZE = {"seed": 3, "n_layers": 2, "n_heads": 4, "d_sae": 32, "n_blocks": 24, "context": 24}
@@ -112,10 +115,29 @@ def test_scores_have_ranks_among_all_heads(con, rows):
 def test_share_scatter_and_its_correlation(con, rows):
     table = heads.share_scatter(con, Z1, 2)
     assert set(table["feature"].to_pylist()) == alive(rows, Z1)
-    ranks = [np.argsort(np.argsort(table[name].to_numpy())) for name in ("decoder_share", "fve")]
-    by_hand = np.corrcoef(*ranks)[0, 1]
-    assert heads.rank_correlation(table, "decoder_share", "fve") == pytest.approx(by_hand)
-    assert heads.rank_correlation(table.slice(0, 2), "decoder_share", "fve") is None
+    places = [np.argsort(np.argsort(table[name].to_numpy())) for name in ("decoder_share", "fve")]
+    by_hand = np.corrcoef(*places)[0, 1]
+    assert ranks.rank_correlation(table, "decoder_share", "fve") == pytest.approx(by_hand)
+    assert ranks.rank_correlation(table.slice(0, 2), "decoder_share", "fve") is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.one_of(st.none(), st.integers(0, 4))), max_size=12))
+def test_rank_correlation_with_ties_and_missing_values_against_counting(pairs):
+    """A rank is how many values are smaller, and half of the equal ones."""
+    table = pa.table(
+        {
+            "a": pa.array([a for a, _ in pairs], pa.float32()),
+            "b": pa.array([b for _, b in pairs], pa.float32()),
+        }
+    )
+    both = [(a, b) for a, b in pairs if b is not None]
+    columns = list(zip(*both, strict=True))
+    if len(both) < 3 or any(len(set(column)) == 1 for column in columns):
+        assert ranks.rank_correlation(table, "a", "b") is None
+        return
+    places = [[sum(o < v for o in c) + sum(o == v for o in c) / 2 for v in c] for c in columns]
+    assert ranks.rank_correlation(table, "a", "b") == pytest.approx(np.corrcoef(*places)[0, 1], abs=1e-9)
 
 
 def test_points_are_the_largest_and_correlations_are_of_all(con, rows):
@@ -130,7 +152,7 @@ def test_points_are_the_largest_and_correlations_are_of_all(con, rows):
     assert found.table["feature"].to_pylist() == sorted(expected)
     assert found.n == len(every) > len(expected)
     pair = ("decoder_share", "fve")
-    assert found.correlations[pair] == heads.rank_correlation(table, *pair)
+    assert found.correlations[pair] == ranks.rank_correlation(table, *pair)
     both = shares.in_two_heads(con, Z1, 2, 1)
     other = {row["feature"]: row["decoder_share"] for row in heads.share_scatter(con, Z1, 1).to_pylist()}
     assert both.table.num_rows == both.n == len(every)

@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from atlas.errors import StoreError
-from atlas.store.queries.heads import rank_correlation
+from atlas.store.queries.ranks import rank_correlation
 from atlas.store.reports_families import area_under_curve
 from atlas.store.reports_shown import Part, Shown
 

@@ -11,8 +11,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from atlas.store.queries.heads import rank_correlation
 from atlas.store.queries.quality import missing
+from atlas.store.queries.ranks import rank_correlation
 from atlas.store.queries.rows import arrow
 from atlas.store.reports_shown import Part, Shown
 from atlas.tables import FAMILY_NAMES

@@ -128,20 +128,6 @@ def share_scatter(con: duckdb.DuckDBPyConnection, sae: str, head: int) -> pa.Tab
     )
 
 
-def rank_correlation(shares: pa.Table, one: str, other: str) -> float | None:
-    """Spearman's rank correlation of two columns over the rows that have both; None below 3 rows.
-
-    >>> t = pa.table({"a": [1.0, 2.0, 3.0], "b": [10.0, 30.0, 20.0]})
-    >>> rank_correlation(t, "a", "b")
-    0.5
-    """
-    frame = shares.select([one, other]).to_pandas().dropna()
-    if len(frame) < 3:
-        return None
-    value = frame[one].rank().corr(frame[other].rank())
-    return None if value != value else round(float(value), 12)
-
-
 def score_rows(scores: pa.Table, layer: int, head: int) -> list[dict[str, Any]]:
     """The scores of one head out of ``head_scores``, each with its rank among all heads (1 = largest)."""
     rows = scores.to_pylist()

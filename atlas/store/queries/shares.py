@@ -6,14 +6,15 @@ way to the browser: drawn are those with the largest shares, while correlations 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from atlas.store.queries.heads import MEASURES, rank_correlation, share_scatter
+from atlas.errors import StoreError
+from atlas.store.queries.heads import MEASURES, share_scatter
+from atlas.store.queries.ranks import rank_correlations
 from atlas.store.queries.rows import arrow
 
 MOST = 600
@@ -49,24 +50,12 @@ def largest(table: pa.Table, columns: Sequence[str], most: int, also: Collection
     return table.filter(pa.array(keep))
 
 
-def _correlations(shares: pa.Table, measures: Sequence[str]) -> dict[tuple[str, str], float | None]:
-    """Rank correlations of each pair; where no value is missing, every measure is ranked once alone."""
-    pairs = list(combinations(measures, 2))
-    frame = shares.select(list(measures)).to_pandas()
-    if len(frame) < 3 or frame.isna().any(axis=None):
-        return {pair: rank_correlation(shares, *pair) for pair in pairs}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.corrcoef(frame.rank().to_numpy().T)
-    values = {pair: float(found[tuple(measures.index(name) for name in pair)]) for pair in pairs}
-    return {pair: None if np.isnan(value) else round(value, 12) for pair, value in values.items()}
-
-
 def in_head(
     con: duckdb.DuckDBPyConnection, sae: str, head: int, also: tuple[int, ...] = (), most: int = MOST
 ) -> Points:
     """Decoder share, FVE and DFA share of features in one head; features ``also`` are always among them."""
     shares = share_scatter(con, sae, head)
-    rho = _correlations(shares, list(MEASURES))
+    rho = rank_correlations(shares, list(MEASURES))
     return Points(largest(shares, list(MEASURES), most, also), shares.num_rows, rho)
 
 
@@ -78,12 +67,25 @@ def in_two_heads(con: duckdb.DuckDBPyConnection, sae: str, one: int, other: int,
         SELECT head, feature, decoder_share FROM head_attribution
         WHERE sae = $sae AND head IN ($one, $other)
           AND feature IN (SELECT feature FROM features WHERE sae = $sae AND alive)
-        ORDER BY head, feature
         """,
         {"sae": sae, "one": one, "other": other},
     )
-    mine, theirs = (rows.filter(pc.equal(rows["head"], head)) for head in (one, other))
-    columns = {"one": mine["decoder_share"], "other": theirs["decoder_share"]}
-    table = pa.table({"feature": mine["feature"], **columns})
-    rho = {("one", "other"): rank_correlation(table, "one", "other")}
+    (feature, mine), (others, theirs) = (_of_head(rows, head) for head in (one, other))
+    if not np.array_equal(feature, others):
+        raise StoreError(f"heads {one} and {other} of SAE {sae!r} do not have the same features")
+    table = pa.table({"feature": feature, "one": mine, "other": theirs})
+    rho = rank_correlations(table, ["one", "other"])
     return Points(largest(table, ["one", "other"], most), table.num_rows, rho)
+
+
+def _of_head(rows: pa.Table, head: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features in their order, and their shares in one head.
+
+    Rows come as they are stored, nearly always in order: DuckDB would sort them all the same.
+    """
+    mine = rows.filter(pc.equal(rows["head"], head))
+    feature, share = mine["feature"].to_numpy(), mine["decoder_share"].to_numpy()
+    if np.any(feature[1:] < feature[:-1]):
+        order = np.argsort(feature, kind="stable")
+        feature, share = feature[order], share[order]
+    return feature, share

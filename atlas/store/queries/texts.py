@@ -69,9 +69,8 @@ def read_texts(con: duckdb.DuckDBPyConnection, model: str, most: int = MOST_TOKE
     tokens = docs["tokens"].combine_chunks()
     rows = tokens.offsets.to_numpy().astype(np.int64)
     ids = tokens.flatten().to_numpy().copy()
-    pieces = _pieces(con, model, int(ids.max(initial=0)))
-    ids[rows[:-1][np.diff(rows) > 0]] = len(pieces) - 1
-    joined = pa.array(pieces, pa.binary()).take(pa.array(ids))
+    known = arrow(con, "SELECT token, bytes FROM vocab WHERE model = ? ORDER BY token", [model])
+    joined = _pieces(known, ids, rows[:-1][np.diff(rows) > 0])
     _, starts, data = joined.buffers()
     whole = data.to_pybytes() if data else b""
     edges = np.frombuffer(starts, np.int32, len(ids) + 1) if starts else np.zeros(1, np.int32)
@@ -79,14 +78,20 @@ def read_texts(con: duckdb.DuckDBPyConnection, model: str, most: int = MOST_TOKE
     return Texts(blocks, whole, whole.lower(), edges, rows - rows[0], len(docs) == n)
 
 
-def _pieces(con: duckdb.DuckDBPyConnection, model: str, last: int) -> list[bytes]:
-    """The bytes of every token up to the largest id, none for one that is not known, and then BOS."""
-    known = arrow(con, "SELECT token, bytes FROM vocab WHERE model = ? ORDER BY token", [model])
-    ids = known["token"].to_pylist()
-    pieces = [b""] * (max([last, *ids[-1:]]) + 1)
-    for token, piece in zip(ids, known["bytes"].to_pylist(), strict=True):
-        pieces[token] = piece or b""
-    return [*pieces, BOS]
+def _pieces(known: pa.Table, ids: np.ndarray, first: np.ndarray) -> pa.BinaryArray:
+    """The bytes of each token, none for one that is not known; BOS for those at ``first``.
+
+    >>> known = pa.table({"token": [0, 2], "bytes": pa.array([b"a", b"bc"])})
+    >>> _pieces(known, np.array([9, 2, 1, 0]), np.array([0])).to_pylist() == [BOS, b"bc", b"", b"a"]
+    True
+    """
+    token = known["token"].to_numpy()
+    place = np.full(max(int(ids.max(initial=0)), int(token.max(initial=0))) + 1, len(token), np.int32)
+    place[token] = np.arange(len(token))
+    wanted = place[ids]
+    wanted[first] = len(token) + 1
+    bytes_of = known["bytes"].cast(pa.binary()).fill_null(b"").combine_chunks()
+    return pa.concat_arrays([bytes_of, pa.array([b"", BOS], pa.binary())]).take(pa.array(wanted))
 
 
 def places_of(texts: Texts, wanted: str, *, exact: bool = False, most: int = MOST_PLACES) -> pa.Table:
