@@ -43,12 +43,15 @@ def dfa(context: Context) -> None:
     blocks = context.plan.shard_blocks(context.step.item)
     found = [(item, sae) for item, sae in enumerate(the_saes(context, model)) if reads_heads(sae)]
     summaries = context.plan.of_kind("summarise")
-    kept = [_kept(context.input(summaries[item].name) / "examples.parquet", blocks) for item, _ in found]
+    paths = [context.input(summaries[item].name) / "examples.parquet" for item, _ in found]
+    kept = list(side_by_side([partial(_kept, path, blocks) for path in paths]))
     work = DFAPass(model, [sae for _, sae in found], kept)
     work.run(store, context.progress)
+    saves: list[Callable[[], None]] = []
     for (item, _), rows, sums in zip(found, work.rows, work.sums, strict=True):
-        rows.save(context.out / f"rows-{item:05d}")
-        sums.save(context.out / f"sums-{item:05d}.npz")
+        saves.append(partial(rows.save, context.out / f"rows-{item:05d}"))
+        saves.append(partial(sums.save, context.out / f"sums-{item:05d}.npz"))
+    list(side_by_side(saves))
 
 
 def _kept(path: Path, blocks: range) -> Kept:
