@@ -413,7 +413,7 @@ def sums_of(parts) -> DFASums:
     sums = DFASums(4, 2)
     for feature, position, tokens, dense in parts:
         matched = matched_prefix(tokens, position, dense.max(1).argmax(1))
-        sums.update(feature, position, tokens, dense, matched)
+        sums.update(feature, position, tokens, dense, dense.sum(2), matched)
     return sums
 
 

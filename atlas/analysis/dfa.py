@@ -173,8 +173,10 @@ class DFAPass:
         matched = matched_prefix(text, kept.position, sources.top_source)
         self.rows[number].add(kept, Split(found.by_head, bias + offset, linear + bias), sources, matched)
         if kept.is_top.any():
-            top, at_top = kept.at(kept.is_top), kept.is_top
-            self.sums[number].update(top.feature, top.position, text[at_top], found.top, matched[at_top])
+            at_top = kept.is_top
+            top, by_head = kept.at(at_top), found.by_head.numpy()[at_top]
+            rows = text[at_top], found.top, by_head, matched[at_top]
+            self.sums[number].update(top.feature, top.position, *rows)
 
 
 def _named(found: Largest, heads: Ints, key: int) -> Sources:

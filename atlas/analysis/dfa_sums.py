@@ -72,27 +72,29 @@ class DFASums:
         position: Ints,
         tokens: Ints,
         dense: Float[np.ndarray, "n heads key"],
+        by_head: Float[np.ndarray, "n heads"],
         matched: Ints,
     ) -> None:
-        """Add top examples: tokens of their block (or of each one's), dense DFA, matched prefixes."""
+        """Add top examples: tokens of their block (or of each one's), dense DFA and its sums, prefixes."""
         n, key = len(feature), dense.shape[2]
-        parts = dense.sum(2).astype(np.float64)
+        parts = by_head.astype(np.float64)
         p = parts.sum(1)
         usable = p != 0
-        self._add("n", feature, np.ones(n, np.int64))
-        self._add("n_matched", feature, (matched > 0).astype(np.int64))
-        self._add("prefix", feature, matched)
-        self._add("n_share", feature, usable.astype(np.int64))
-        self._add("share", feature, parts * np.where(usable, 1 / np.where(usable, p, 1), 0)[:, None])
+        found = {
+            "n": np.ones(n, np.int64),
+            "n_matched": (matched > 0).astype(np.int64),
+            "prefix": matched,
+            "n_share": usable.astype(np.int64),
+            "share": parts * np.where(usable, 1 / np.where(usable, p, 1), 0)[:, None],
+        }
+        # A feature may come more than once.
+        order = np.argsort(feature, kind="stable")
+        starts = first_of_runs(feature[order])
+        for name, values in found.items():
+            getattr(self, name)[feature[order][starts]] += np.add.reduceat(values[order], starts)
         add_by_head(dense, _each(tokens, n), position, feature, self.by_head, self.distance)
         bin_of = np.searchsorted(DISTANCES, np.arange(key), side="right")
         add_by_distance(dense, position, feature, bin_of, self.bins)
-
-    def _add(self, name: str, feature: Ints, values: npt.NDArray) -> None:
-        """Add rows of values to the features' sums; a feature may come more than once."""
-        order = np.argsort(feature, kind="stable")
-        starts = first_of_runs(feature[order])
-        getattr(self, name)[feature[order][starts]] += np.add.reduceat(values[order], starts)
 
     def merge(self, other: "DFASums") -> "DFASums":
         """The sums of both parts together."""

@@ -96,8 +96,9 @@ class ShardPass:
         tokens = torch.from_numpy(self.store.blocks(blocks)).to(self.model.device)
         activations, _ = capture(self.model, tokens, self.sites)
         flat = {site: x[:, 1:].reshape(-1, x.shape[-1]).float() for site, x in activations.items()}
-        work = [partial(self._moments_of, flat[key[0]], key) for key in self.moments]
-        work += [partial(one.update, flat[one.sae.info.site], blocks.start) for one in self.passes]
+        # The short ones come last, so that no lane waits long for another at the end.
+        work = [partial(one.update, flat[one.sae.info.site], blocks.start) for one in self.passes]
+        work += [partial(self._moments_of, flat[key[0]], key) for key in self.moments]
         for done in [pool.submit(one) for one in work]:
             done.result()
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from atlas.store import published
 from atlas.store.atomic import atomic_dir, discard, lock, sweep_for
 from atlas.store.lake.errors import LakeUnreachableError
 
+_HASHED_AT_ONCE = 2
 RELEASE_NOTE, INVENTORY = "release.json", "files.json"
 
 
@@ -130,7 +132,10 @@ def _digest(path: Path) -> str:
 
 
 def _write_inventory(folder: Path) -> None:
-    found = {name: [size, _digest(folder / name)] for name, size in _sizes(folder).items()}
+    sizes = _sizes(folder)
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        digests = pool.map(_digest, [folder / name for name in sizes])
+    found = {name: [size, digest] for (name, size), digest in zip(sizes.items(), digests, strict=True)}
     (folder / INVENTORY).write_text(json.dumps(found), encoding="utf8")
 
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from operator import call
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,7 +46,8 @@ def the_sae(context: Context, item: int, stage: str | None = None) -> SAE:
 
 def the_saes(context: Context, model: LanguageModel, stage: str | None = None) -> list[SAE]:
     """Every SAE, in the plan's order, as it is after a stage (the last one)."""
-    return [the_sae(context, item, stage).to(model.device) for item in range(len(context.plan.saes))]
+    jobs = [partial(the_sae, context, item, stage) for item in range(len(context.plan.saes))]
+    return [sae.to(model.device) for sae in side_by_side(jobs)]
 
 
 def the_stream(context: Context) -> Stream:
