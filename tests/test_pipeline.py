@@ -19,6 +19,7 @@ from atlas.errors import Cancelled, ConfigError, ConflictError, StoreError
 from atlas.pipeline.execute import is_current, output_of, run_step, waiting_for
 from atlas.pipeline.local import run_local
 from atlas.pipeline.plan import make_plan
+from atlas.settings import load_settings
 from atlas.store.atomic import lock
 from atlas.store.connection import open_release
 from atlas.store.release import current
@@ -238,6 +239,21 @@ def test_ctrl_c_is_clean_and_the_same_command_goes_on(home, tmp_path):
     run_local(plan, settings, Quiet)
     assert list_runs(settings)[0].status == "done"
     assert table_digests(tmp_path) == table_digests(home)
+
+
+def test_tables_of_an_sae_do_not_depend_on_the_number_of_threads(home, tmp_path):
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    shutil.rmtree(copy / "releases")
+    for step in [*copy.glob("steps/summarise-*"), *copy.glob("steps/attribute-*")]:
+        shutil.rmtree(step)
+    settings = load_settings({"ATLAS_HOME": str(copy), "ATLAS_THREADS": "3"})
+    before = torch.get_num_threads()
+    try:
+        run_local(make_plan(SMALL, settings), settings, Quiet)
+    finally:
+        torch.set_num_threads(before)
+    assert table_digests(copy) == table_digests(home)
 
 
 def _start(home, toml):

@@ -3,6 +3,7 @@
 import errno
 import itertools
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -141,6 +142,32 @@ def test_every_declared_table_survives_the_round_trip(tmp_path):
         assert write_table(path, name, iter(data.to_batches(max_chunksize=7))) == data.num_rows > 0
         assert read_table(path, name).equals(shortened(data, table(name)))
         assert pq.read_schema(path).equals(table(name).schema)
+
+
+def test_integers_are_packed_and_read_back_by_duckdb(tmp_path):
+    """Lists, NULLs alone, and the largest numbers of a type."""
+    path = tmp_path / "dfa.parquet"
+    made = synthetic_rows(seed=1, n_layers=1, n_heads=2, d_sae=8, n_blocks=4, context=12)
+    rows = to_arrow("dfa", made["dfa"])
+    limit = pa.array([2**15 - 1, -(2**15)] * rows.num_rows)[: rows.num_rows]
+    for name, values in (("top_head", pa.nulls(rows.num_rows)), ("matched_prefix", limit)):
+        place = rows.column_names.index(name)
+        rows = rows.set_column(place, rows.schema.field(place), values.cast(rows.schema.field(place).type))
+    write_table(path, "dfa", rows)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = {c.path_in_schema: c.encodings for c in map(group.column, range(group.num_columns))}
+    packed = {name for name, encodings in columns.items() if "DELTA_BINARY_PACKED" in encodings}
+    assert packed >= {
+        "feature",
+        "top_head",
+        *(f"sources.list.element.{name}" for name in ("head", "source", "weight")),
+    }
+    assert "by_head.list.element" not in packed
+    expected = read_table(path, "dfa")
+    assert expected["top_head"].null_count == rows.num_rows
+    assert expected["matched_prefix"].to_pylist() == limit.to_pylist()
+    found = duckdb.sql(f"SELECT * FROM '{path}'").to_arrow_table()
+    assert found.to_pylist() == expected.to_pylist()
 
 
 def test_row_groups_are_as_declared(tmp_path):

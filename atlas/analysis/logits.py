@@ -19,12 +19,13 @@ from torch import Tensor
 from atlas.analysis.weights import Columns, decoder_share, lists, residual_directions
 from atlas.errors import SAEError
 from atlas.lm.load import LanguageModel
+from atlas.lm.runtime import in_lanes
 from atlas.sae.model import SAE
 from atlas.sae.topk import top_k
 
 N_LOGITS, N_SHOWN_HEADS, N_HEAD_LOGITS, N_BINS = 20, 2, 5, 40
 MOMENTS = ("logit_mean", "logit_std", "logit_skew", "logit_kurtosis")
-_ENTRIES = 1 << 23
+_ENTRIES = 1 << 21
 _VOCAB_CHUNK, _SHARE_CHUNK = 4096, 1024
 
 
@@ -56,7 +57,7 @@ def logit_effects(model: LanguageModel, sae: SAE) -> LogitEffects:
     unembed, covariance = model.logit_directions(), logit_covariance(model)
     mean = unembed.mean(1, dtype=torch.float64)
     chunks = torch.split(directions, _rows_at_once(unembed))
-    parts = [_look(chunk, unembed, mean, covariance) for chunk in chunks]
+    parts = in_lanes(lambda chunk: _look(chunk, unembed, mean, covariance), chunks, unembed.device)
     seen = _Seen(*(torch.cat(found) for found in zip(*parts, strict=True)))
     feature, moments = np.arange(sae.d_sae), seen.moments.cpu().numpy()
     histogram = {
@@ -192,11 +193,14 @@ def _head_effects(model: LanguageModel, sae: SAE, unembed: Float[Tensor, "d_mode
     k = min(N_HEAD_LOGITS, unembed.shape[1])
     tokens = heads.new_zeros((*heads.shape, 2, k))
     values = slices.new_zeros((*heads.shape, 2, k))
-    for head in range(len(W_O)):
+
+    def look(head: int) -> None:
         through = W_O[head] @ unembed
         found = (heads == head).nonzero(as_tuple=True)
         for feature, slot in zip(*(torch.split(t, _rows_at_once(through)) for t in found), strict=True):
             tokens[feature, slot], values[feature, slot] = _ends(slices[feature, head] @ through, k)
+
+    in_lanes(look, range(len(W_O)), unembed.device)
     keys = {"feature": np.arange(sae.d_sae).repeat(heads.shape[1]), "head": heads.flatten().cpu().numpy()}
     return _ranked(tokens.flatten(0, 1), values.flatten(0, 1), **keys)
 

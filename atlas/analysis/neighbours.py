@@ -6,6 +6,7 @@ resid_pre in the stream too, whatever the layer.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from atlas.analysis.weights import Columns, residual_directions
 from atlas.errors import SAEError
 from atlas.lm.load import LanguageModel
+from atlas.lm.runtime import in_lanes
 from atlas.sae.model import SAE
 from atlas.sae.topk import top_k
 from atlas.sites import Site
@@ -78,15 +80,28 @@ class Nearest:
         others, present = (self._mine, self._present) if directions is None else _unit(directions)
         for first in range(0, len(others), _COLUMNS):
             some = slice(first, first + _COLUMNS)
-            for start in range(0, len(self._mine), _ROWS):
-                rows = slice(start, start + _ROWS)
-                cosine = self._mine[rows] @ others[some].T
-                if not present[some].all():
-                    cosine[:, ~present[some]] = -torch.inf
-                if directions is None:
-                    # Feature start + i of a row is feature first + j of a column.
-                    cosine.diagonal(start - first).fill_(-torch.inf)
-                self._merge(rows, cosine, sae, first)
+            own = first if directions is None else None
+            look = partial(self._look, others[some], ~present[some], own, sae, first)
+            in_lanes(look, range(0, len(self._mine), _ROWS), self._mine.device)
+
+    def _look(
+        self,
+        others: Float[Tensor, "width d"],
+        absent: Bool[Tensor, " width"],
+        own: int | None,
+        sae: int,
+        first: int,
+        start: int,
+    ) -> None:
+        """Compare rows from ``start`` on with a run of others; ``own``: where it begins among the rows."""
+        rows = slice(start, start + _ROWS)
+        cosine = self._mine[rows] @ others.T
+        if absent.any():
+            cosine[:, absent] = -torch.inf
+        if own is not None:
+            # Row start + i is the same feature as column own + j.
+            cosine.diagonal(start - own).fill_(-torch.inf)
+        self._merge(rows, cosine, sae, first)
 
     def _merge(self, rows: slice, cosine: Float[Tensor, "n width"], sae: int, first: int) -> None:
         """Those of before come first and lower features before higher ones; a stable sort keeps it so."""

@@ -2,14 +2,18 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import torch
 
 from atlas.errors import ConfigError
 from atlas.settings import Settings
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX, _ONE_GB = -3, -1, -8, 1 << 30
 
@@ -40,14 +44,27 @@ def lanes() -> Iterator[ThreadPoolExecutor]:
     """A pool of as many threads as torch uses, in each of which torch uses one.
 
     For work that falls into independent parts (SAEs, ranges of features): no part waits for the others at
-    every product, and what a part computes does not depend on the number of threads.
+    every product, and what a part computes does not depend on the number of threads. When the block is left
+    by an exception, parts that have not begun are forgotten and those that have are waited for.
     """
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield pool
-        finally:
-            torch.set_num_threads(threads)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    finally:
+        pool.shutdown()
+        torch.set_num_threads(threads)
+
+
+def in_lanes(work: Callable[[T], R], items: Iterable[T], device: torch.device) -> list[R]:
+    """What ``work`` gives for each item; on a CPU side by side, on a GPU one after the other."""
+    if device.type != "cpu":
+        return [work(item) for item in items]
+    with lanes() as pool:
+        return list(pool.map(work, items))
 
 
 class _Batches:

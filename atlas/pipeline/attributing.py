@@ -1,7 +1,7 @@
 """Steps that look again at the kept examples: DFA of a part of the text, and each SAE's tables of it."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -90,19 +90,18 @@ def attribute(context: Context) -> None:
         range(start, min(start + FEATURES_AT_ONCE, sae.d_sae))
         for start in range(0, sae.d_sae, FEATURES_AT_ONCE)
     ]
-    jobs: list[Callable[[], Any]] = [
-        partial(_write_sums, context, model, sae), *(partial(work, features) for features in ranges)
-    ]  # fmt: skip
+    jobs: list[Callable[[], Any]] = [partial(work, features) for features in ranges]
+    jobs.append(partial(_write_sums, context, model, sae))
     with ExitStack() as stack:
         tables = {
             t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in ("dfa", "dfa_tokens")
         }
-        results = side_by_side(jobs)
-        next(results)
-        for features, found in zip(ranges, results, strict=True):
-            for table, columns in zip(tables, found, strict=True):
+        results = stack.enter_context(closing(side_by_side(jobs)))
+        for features in ranges:
+            for table, columns in zip(tables, next(results), strict=True):
                 tables[table].write(as_table(table, name | columns))
             context.progress.update(features.stop, sae.d_sae, "features")
+        next(results)
 
 
 def _write_sums(context: Context, model: LanguageModel, sae: SAE) -> None:

@@ -103,8 +103,11 @@ def is_current(step: Step, settings: Settings) -> bool:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
+    def fail(error: OSError) -> None:
+        raise error
+
     found = {}
-    for inside, _, names in os.walk(folder):
+    for inside, _, names in os.walk(folder, onerror=fail):
         for name in set(names) - {INVENTORY}:
             path = Path(inside, name)
             found[path.relative_to(folder).as_posix()] = path.stat().st_size

@@ -1,9 +1,9 @@
 """What several kinds of step need: the model, the text, the SAEs; and columns written as a table."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
+from contextlib import closing
 from operator import call
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,14 +40,18 @@ def the_text(context: Context) -> TokenStore:
 
 def the_sae(context: Context, item: int, stage: str | None = None) -> SAE:
     """One SAE by its number in the plan, as it is after a stage (the last one)."""
+    return load_sae(_folder_of_sae(context, item, stage))
+
+
+def _folder_of_sae(context: Context, item: int, stage: str | None) -> Path:
     step, folder = context.plan.place(item, stage)
-    return load_sae(context.input(step) / folder)
+    return context.input(step) / folder
 
 
 def the_saes(context: Context, model: LanguageModel, stage: str | None = None) -> list[SAE]:
     """Every SAE, in the plan's order, as it is after a stage (the last one)."""
-    jobs = [partial(the_sae, context, item, stage) for item in range(len(context.plan.saes))]
-    return [sae.to(model.device) for sae in side_by_side(jobs)]
+    folders = [_folder_of_sae(context, item, stage) for item in range(len(context.plan.saes))]
+    return [sae.to(model.device) for _, sae in in_order(load_sae, folders)]
 
 
 def the_stream(context: Context) -> Stream:
@@ -85,8 +89,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """What ``work`` gives for each item, in order; as many at once as torch has threads, and no more."""
+def in_order(work: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R]]:
+    """What ``work`` gives for each item, in order; as many at once as torch has threads.
+
+    One more than that is begun or held at a time, so that what nobody has read yet does not pile up.
+    """
     threads = torch.get_num_threads()
     with lanes() as pool:
         pending: deque[tuple[T, Future[R]]] = deque()
@@ -100,9 +107,11 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]
             yield done, future.result()
 
 
-def side_by_side(jobs: Iterable[Callable[[], R]]) -> Iterator[R]:
+def side_by_side(jobs: Iterable[Callable[[], R]]) -> Generator[R]:
     """What each job gives, in order; as many at once as torch has threads."""
-    return (found for _, found in in_order(call, jobs))
+    with closing(in_order(call, jobs)) as results:
+        for _, found in results:
+            yield found
 
 
 def joined(parts: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Steps that read the whole text: shards of the corpus pass, loss effects, and the tables of one SAE."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -66,19 +65,16 @@ def summarise(context: Context) -> None:
     item, model = context.step.item, the_model(context)
     saes = the_saes(context, model)
     sae, name = saes[item], {"sae": saes[item].info.name}
-    context.progress.update(0, sae.d_sae, "features")
+    context.progress.update(0, sae.d_sae, "weights")
+    write_columns(context.out, "neighbours", name | neighbours(model, saes, item))
+    of_features = _of_weights(context, model, saes, item)
     work, ranges = _corpus_work(context, item)
-    # What takes longest comes first, and ranges of features fill what gaps it leaves.
-    jobs: list[Callable[[], Any]] = [
-        partial(_write_coactivation, context, item, name),
-        partial(_write_neighbours, context, model, saes, item),
-        partial(_of_weights, context, model, saes, item),
-        *(partial(work, features) for features in ranges),
-    ]
+    jobs: list[Callable[[], Any]] = [partial(_write_coactivation, context, item, name)]
+    jobs += [partial(work, features) for features in ranges]
     with ExitStack() as stack:
         tables = {t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in _CORPUS_TABLES}
-        results = side_by_side(jobs)
-        *_, of_features = islice(results, 3)
+        results = stack.enter_context(closing(side_by_side(jobs)))
+        next(results)
         for features, found in zip(ranges, results, strict=True):
             found["features"] |= {c: v[features.start : features.stop] for c, v in of_features.items()}
             for table, columns in found.items():
@@ -150,10 +146,6 @@ def _write_coactivation(context: Context, item: int, name: dict[str, str]) -> No
     stored = stored_acts(first, item)
     acts = stored.read(range(stored.d_sae), before=blocks * stored.context)
     write_columns(context.out, "coactivation", name | coactivation(acts, blocks * (stored.context - 1)))
-
-
-def _write_neighbours(context: Context, model: LanguageModel, saes: Sequence[SAE], item: int) -> None:
-    write_columns(context.out, "neighbours", {"sae": saes[item].info.name} | neighbours(model, saes, item))
 
 
 def _write_qk(context: Context, model: LanguageModel, saes: Sequence[SAE], item: int) -> None:

@@ -68,7 +68,7 @@ def read_texts(con: duckdb.DuckDBPyConnection, model: str, most: int = MOST_TOKE
     docs = arrow(con, "SELECT block, tokens FROM docs ORDER BY block LIMIT ?", [max(1, most // length)])
     tokens = docs["tokens"].combine_chunks()
     rows = tokens.offsets.to_numpy().astype(np.int64)
-    ids = tokens.flatten().to_numpy().copy()
+    ids = tokens.flatten().to_numpy()
     known = arrow(con, "SELECT token, bytes FROM vocab WHERE model = ? ORDER BY token", [model])
     joined = _pieces(known, ids, rows[:-1][np.diff(rows) > 0])
     _, starts, data = joined.buffers()
