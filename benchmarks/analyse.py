@@ -5,8 +5,9 @@
 Runs the real steps of a build over SAEs on z (made from samples of the activations, TopK 32), each once,
 and prints seconds by the clock and of the processors, and peak memory, by kind of step. "Bare" is what no
 analysis can do without: the model run to its last z and every SAE's pre-activations and TopK, over the same
-blocks, with nothing kept. Processor seconds are all threads' together, and what to compare on a machine
-that does other things as well.
+blocks, with nothing kept; it is measured over a part of them before the steps and again after them, and the
+mean counts. Processor seconds are all threads' together, and what to compare on a machine that does other
+things as well.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from atlas.sites import Site
 from atlas.store.release import current
 from benchmarks.machine import machine_line
 
-CONTEXT, K, BARE_BLOCKS, BATCH = 128, 32, 128, 16
+CONTEXT, K, BARE_BLOCKS, BATCH = 128, 32, 256, 16
 ANALYSIS = ("shard", "effects", "summarise", "dfa", "attribute")
 
 
@@ -163,9 +164,11 @@ def report(arguments: argparse.Namespace, settings: Settings) -> None:
     store = TokenStore(output_of(text.step("tokens"), settings))
     fill_library(settings, model, store, sites, arguments.width)
     plan = make_plan(config, settings)
-    spent, peak = run_all(plan, settings)
     saes = [load_sae(folder_of(settings.home, name)).to(device) for name in plan.sae_names]
-    forward, encode = bare(model, saes, store, len(store))
+    before = bare(model, saes, store, len(store))
+    spent, peak = run_all(plan, settings)
+    after = bare(model, saes, store, len(store))
+    forward, encode = ((one + other).times(0.5) for one, other in zip(before, after, strict=True))
     n_features = sum(sae.d_sae for sae in saes)
     print(machine_line(device))
     saes_line = f"{len(saes)} z SAEs of width {arguments.width} (TopK {K})"

@@ -1,7 +1,7 @@
 """Steps that look again at the kept examples: DFA of a part of the text, and each SAE's tables of it."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,15 @@ def dfa(context: Context) -> None:
     found = [(item, sae) for item, sae in enumerate(the_saes(context, model)) if reads_heads(sae)]
     summaries = context.plan.of_kind("summarise")
     paths = [context.input(summaries[item].name) / "examples.parquet" for item, _ in found]
-    kept = list(side_by_side([partial(_kept, path, blocks) for path in paths]))
-    work = DFAPass(model, [sae for _, sae in found], kept)
+    with side_by_side([partial(_kept, path, blocks) for path in paths]) as kept:
+        work = DFAPass(model, [sae for _, sae in found], list(kept))
     work.run(store, context.progress)
     saves: list[Callable[[], None]] = []
     for (item, _), rows, sums in zip(found, work.rows, work.sums, strict=True):
         saves.append(partial(rows.save, context.out / f"rows-{item:05d}"))
         saves.append(partial(sums.save, context.out / f"sums-{item:05d}.npz"))
-    list(side_by_side(saves))
+    with side_by_side(saves) as saved:
+        list(saved)
 
 
 def _kept(path: Path, blocks: range) -> Kept:
@@ -96,7 +97,7 @@ def attribute(context: Context) -> None:
         tables = {
             t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in ("dfa", "dfa_tokens")
         }
-        results = stack.enter_context(closing(side_by_side(jobs)))
+        results = stack.enter_context(side_by_side(jobs))
         for features in ranges:
             for table, columns in zip(tables, next(results), strict=True):
                 tables[table].write(as_table(table, name | columns))

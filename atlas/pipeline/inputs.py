@@ -1,10 +1,11 @@
 """What several kinds of step need: the model, the text, the SAEs; and columns written as a table."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
-from operator import call
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,7 +52,8 @@ def _folder_of_sae(context: Context, item: int, stage: str | None) -> Path:
 def the_saes(context: Context, model: LanguageModel, stage: str | None = None) -> list[SAE]:
     """Every SAE, in the plan's order, as it is after a stage (the last one)."""
     folders = [_folder_of_sae(context, item, stage) for item in range(len(context.plan.saes))]
-    return [sae.to(model.device) for _, sae in in_order(load_sae, folders)]
+    with side_by_side([partial(load_sae, folder) for folder in folders]) as saes:
+        return [sae.to(model.device) for sae in saes]
 
 
 def the_stream(context: Context) -> Stream:
@@ -85,33 +87,30 @@ def analysed_blocks(context: Context, store: TokenStore) -> int:
     return min(context.plan.config.analysis.blocks, len(store))
 
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R]]:
-    """What ``work`` gives for each item, in order; as many at once as torch has threads.
+@contextmanager
+def side_by_side(jobs: Iterable[Callable[[], R]]) -> Iterator[Iterator[R]]:
+    """What each job gives, in order; as many at once as torch has threads.
 
-    One more than that is begun or held at a time, so that what nobody has read yet does not pile up.
+    The first begin at once, beside whatever the block does before it asks for results. One more than are done
+    at once is begun or held at a time, so that what nobody has read yet does not pile up.
     """
-    threads = torch.get_num_threads()
     with lanes() as pool:
-        pending: deque[tuple[T, Future[R]]] = deque()
-        for item in items:
-            pending.append((item, pool.submit(work, item)))
-            if len(pending) > threads:
-                done, future = pending.popleft()
-                yield done, future.result()
-        while pending:
-            done, future = pending.popleft()
-            yield done, future.result()
+        waiting, begun = iter(jobs), deque[Future[R]]()
 
+        def begin(n: int) -> None:
+            begun.extend(pool.submit(job) for job in islice(waiting, n))
 
-def side_by_side(jobs: Iterable[Callable[[], R]]) -> Generator[R]:
-    """What each job gives, in order; as many at once as torch has threads."""
-    with closing(in_order(call, jobs)) as results:
-        for _, found in results:
-            yield found
+        def results() -> Iterator[R]:
+            while begun:
+                found = begun.popleft().result()
+                begin(1)
+                yield found
+
+        begin(torch.get_num_threads() + 1)
+        yield results()
 
 
 def joined(parts: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:

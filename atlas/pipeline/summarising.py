@@ -1,7 +1,7 @@
 """Steps that read the whole text: shards of the corpus pass, loss effects, and the tables of one SAE."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -66,14 +66,14 @@ def summarise(context: Context) -> None:
     saes = the_saes(context, model)
     sae, name = saes[item], {"sae": saes[item].info.name}
     context.progress.update(0, sae.d_sae, "weights")
-    write_columns(context.out, "neighbours", name | neighbours(model, saes, item))
-    of_features = _of_weights(context, model, saes, item)
     work, ranges = _corpus_work(context, item)
     jobs: list[Callable[[], Any]] = [partial(_write_coactivation, context, item, name)]
     jobs += [partial(work, features) for features in ranges]
     with ExitStack() as stack:
         tables = {t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in _CORPUS_TABLES}
-        results = stack.enter_context(closing(side_by_side(jobs)))
+        results = stack.enter_context(side_by_side(jobs))
+        write_columns(context.out, "neighbours", name | neighbours(model, saes, item))
+        of_features = _of_weights(context, model, saes, item)
         next(results)
         for features, found in zip(ranges, results, strict=True):
             found["features"] |= {c: v[features.start : features.stop] for c, v in of_features.items()}
