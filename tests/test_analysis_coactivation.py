@@ -78,7 +78,7 @@ def test_more_features_than_two_bytes_number():
     feature = [0, 0, 65_535, 65_535, 65_536, 65_536, 69_999]
     token = [1, 2, 2, 3, 1, 2, 1]
     acts = FeatureActs.collect([(feature, token, np.ones(7))], d_sae, CONTEXT)
-    found = partners(acts)
+    found = partners(acts, by_token(acts))
     assert found.feature.tolist() == [0, 65_536]
     assert found.other.tolist() == [65_536, 0]
     assert found.n_both.tolist() == [2, 2]
@@ -112,7 +112,8 @@ def test_equal_jaccard_indices_come_by_count_then_by_number():
 
 def test_ties_at_the_last_place_go_to_lower_numbers():
     dense = np.ones((6, 30), np.float32)
-    found = partners(acts_of(dense))
+    acts = acts_of(dense)
+    found = partners(acts, by_token(acts))
     assert found.other[found.feature == 0].tolist() == list(range(1, 11))
     assert found.other[found.feature == 29].tolist() == list(range(10))
     check(dense)
@@ -121,7 +122,8 @@ def test_ties_at_the_last_place_go_to_lower_numbers():
 def test_features_that_met_once_are_no_partners():
     dense = np.zeros((8, 3), np.float32)
     dense[[0, 1], 0], dense[[1, 2], 1], dense[[0, 1], 2] = 1, 1, 1
-    found = partners(acts_of(dense))
+    acts = acts_of(dense)
+    found = partners(acts, by_token(acts))
     assert list(zip(found.feature.tolist(), found.other.tolist(), strict=True)) == [(0, 2), (2, 0)]
 
 

@@ -73,19 +73,15 @@ def _stable_order(keys: Ints) -> Ints:
     return order
 
 
-def partners(acts: FeatureActs, n: int = N_PARTNERS) -> Pairs:
+def partners(acts: FeatureActs, tokens: Tokens, n: int = N_PARTNERS) -> Pairs:
     """The ``n`` partners of each feature with the largest Jaccard index; fewer where fewer met twice.
 
     >>> token = [1, 2, 3, 1, 2, 2, 3]
     >>> acts = FeatureActs.collect([([0, 0, 0, 1, 1, 2, 2], token, np.ones(7))], d_sae=3, context=4)
-    >>> found = partners(acts)
+    >>> found = partners(acts, by_token(acts))
     >>> found.feature.tolist(), found.other.tolist(), found.n_both.tolist()
     ([0, 0, 1, 2], [1, 2, 0, 0], [2, 2, 2, 2])
     """
-    return _partners(acts, by_token(acts), n)
-
-
-def _partners(acts: FeatureActs, tokens: Tokens, n: int) -> Pairs:
     other, n_both = np.empty((acts.d_sae, n), np.int64), np.empty((acts.d_sae, n), np.int64)
     jaccard, counts = np.empty((acts.d_sae, n)), np.empty(acts.d_sae, np.int64)
     best_partners(acts.starts, *tokens, LEAST_BOTH, other, n_both, jaccard, counts)
@@ -112,7 +108,7 @@ def coactivation(acts: FeatureActs, n_tokens: int, n: int = N_PARTNERS) -> Colum
     if alone.max(initial=0) > n_tokens:
         raise StoreError(f"n_tokens {n_tokens} is too small; a feature fires on {alone.max()} tokens")
     tokens = by_token(acts)
-    pairs = _partners(acts, tokens, n)
+    pairs = partners(acts, tokens, n)
     feature, other, n_both, jaccard = pairs
     return {
         "feature": feature,

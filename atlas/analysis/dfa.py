@@ -172,8 +172,8 @@ class DFAPass:
         text = seen.tokens[block]
         matched = matched_prefix(text, kept.position, sources.top_source)
         self.rows[number].add(kept, Split(found.by_head, bias + offset, linear + bias), sources, matched)
-        if kept.is_top.any():
-            at_top = kept.is_top
+        at_top = places.is_top
+        if at_top.any():
             top, by_head = kept.at(at_top), found.by_head.numpy()[at_top]
             rows = text[at_top], found.top, by_head, matched[at_top]
             self.sums[number].update(top.feature, top.position, *rows)

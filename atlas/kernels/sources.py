@@ -26,8 +26,7 @@ def _bound(bits: npt.NDArray[np.int32], n: int, lane: npt.NDArray[np.float32]) -
     largest[:] = 0
     for start in range(0, n, _LANES):
         for i in range(_LANES):
-            here, before = bits[start + i], largest[i]
-            largest[i] = max(before, here)
+            largest[i] = max(largest[i], bits[start + i])
     bound = np.int32(1)
     for i in range(_LANES):
         reaching = np.float32(0)
