@@ -52,6 +52,9 @@ class Settings:
     """``ATLAS_LAKE_SECONDS``: how often readers look for a new release and a training's state is uploaded."""
     lake_cache_gb: float = 50.0
     """``ATLAS_CACHE_GB``: gigabytes (10^9 bytes) that copies of what is in the lake may take on this disk."""
+    residual_gb: float = 10.0
+    """``ATLAS_RESIDUAL_GB``: gigabytes that residual streams may take on this disk from the corpus pass until
+    DFA has read them; 0 keeps none."""
 
     @property
     def local(self) -> Path:
@@ -69,6 +72,11 @@ class Settings:
     def steps(self) -> Path:
         """Where the content-addressed outputs of build steps lie, or this machine's copies of them."""
         return self.local / "steps"
+
+    @property
+    def residuals(self) -> Path:
+        """Where residual streams lie from the corpus pass until DFA has read them."""
+        return self.home / "residuals"
 
     @property
     def saes(self) -> Path:
@@ -165,6 +173,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         lake_options=_lake_options(env),
         lake_seconds=_number(env, "ATLAS_LAKE_SECONDS", 30.0, 0.0),
         lake_cache_gb=_number(env, "ATLAS_CACHE_GB", 50.0, 0.0),
+        residual_gb=_number(env, "ATLAS_RESIDUAL_GB", 10.0, 0.0),
         auth=auth,
         session_hours=_number(env, "ATLAS_SESSION_HOURS", 168.0, 0.01),
     )

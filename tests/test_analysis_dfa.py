@@ -156,7 +156,7 @@ def kept_examples(d_sae: int, seed: int) -> Kept:
 def attribute(model, saes, kept, store) -> list[Rows]:
     """The rows of each SAE, in the order of its kept examples."""
     work = DFAPass(model, saes, kept)
-    work.run(store, NullProgress())
+    work.run(store, range(len(store)), NullProgress())
     return [joined(rows) for rows in work.rows]
 
 
@@ -252,7 +252,7 @@ def test_batches_and_parts_of_the_text_do_not_matter(store, tmp_path, monkeypatc
     monkeypatch.setattr(dfa, "BATCH_BLOCKS", 2)
     for n, inside in enumerate((kept.block < 3, kept.block >= 3)):
         work = DFAPass(tiny_model(), [sae], [kept.at(inside)])
-        work.run(store, NullProgress())
+        work.run(store, range(len(store)), NullProgress())
         work.rows[0].save(tmp_path / str(n))
     stored = StoredRows([tmp_path / "1", tmp_path / "0"])
     parts = [stored.read(range(start, start + 7)) for start in range(0, 20, 7)]

@@ -30,8 +30,8 @@ def table_rows(sae, feature, positions, folder):
     n = len(positions)
     same = np.zeros(n, np.int64)
     kept = Kept(same + feature, same, np.arange(n), same, np.array(positions))
-    done = DFAPass(tiny_model(), [sae], [kept])
-    done.run(TokenStore(save_store(folder, TOKENS)), NullProgress())
+    done, store = DFAPass(tiny_model(), [sae], [kept]), TokenStore(save_store(folder, TOKENS))
+    done.run(store, range(len(store)), NullProgress())
     rows = done.rows[0]
     joined = type(rows.parts[0])(*(np.concatenate(p) for p in zip(*rows.parts, strict=True))).sorted()
     columns = columns_of(joined)

@@ -125,6 +125,21 @@ def test_young_outputs_and_checkpoints_stay(settings):
     assert [one.what for one in collect(settings, grace=HOUR)] == ["checkpoint"]
 
 
+def test_residual_streams_that_no_build_came_back_for_go(settings):
+    """As a killed build leaves them: one that is old, one that a step holds, one that is young."""
+    caches = {name: settings.residuals / (name * 32) for name in "abc"}
+    for name, folder in caches.items():
+        folder.mkdir(parents=True)
+        (folder / "about.json").write_text("{}")
+        (folder / "one.acts").write_bytes(bytes(500))
+        aged(folder, HOUR / 2 if name == "c" else 2 * HOUR)
+    with atomic.lock(settings.residuals / f"{'b' * 32}.lock"):
+        for dry_run in (True, False):
+            freed = collect(settings, grace=HOUR, dry_run=dry_run)
+            assert [(one.name, one.what, one.size) for one in freed] == [("a" * 32, "residual stream", 500)]
+            assert [name for name, folder in caches.items() if folder.exists()] == [*"abc"][not dry_run :]
+
+
 def test_what_killed_processes_left_goes_at_once(settings):
     name = "shard-" + "0" * 16
     make_output(settings, name, age=0)

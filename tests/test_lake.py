@@ -386,6 +386,7 @@ def test_settings_of_the_lake():
         ({"ATLAS_LAKE_OPTIONS": '["hush-hush"]'}, "ATLAS_LAKE_OPTIONS is no JSON object"),
         ({"ATLAS_LAKE_OPTIONS": '{"hush-hush'}, "ATLAS_LAKE_OPTIONS is no JSON object"),
         ({"ATLAS_CACHE_GB": "-1"}, "ATLAS_CACHE_GB='-1' is too small"),
+        ({"ATLAS_RESIDUAL_GB": "-1"}, "ATLAS_RESIDUAL_GB='-1' is too small"),
         ({"ATLAS_LAKE_SECONDS": "soon"}, "ATLAS_LAKE_SECONDS='soon' is not a number"),
     ],
 )

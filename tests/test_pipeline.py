@@ -256,6 +256,38 @@ def test_tables_of_an_sae_do_not_depend_on_the_number_of_threads(home, tmp_path)
     assert table_digests(copy) == table_digests(home)
 
 
+def test_dfa_without_the_kept_residual_stream_writes_the_same_bytes(home, tmp_path):
+    """A build takes what the corpus pass kept, and leaves none of it; made again, DFA asks the model."""
+    kept = home / "residuals"
+    assert kept.is_dir()
+    assert not [path for path in kept.rglob("*") if path.suffix == ".acts"]
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    settings = load_settings({"ATLAS_HOME": str(copy), "ATLAS_RESIDUAL_GB": "0"})
+    plan = make_plan(SMALL, settings)
+    for step in plan.of_kind("dfa"):
+        output = output_of(step, settings)
+        before = (output / "files.json").read_text()
+        shutil.rmtree(output)
+        run_step(plan, step.name, settings, Quiet())
+        assert (output / "files.json").read_text() == before
+
+
+def test_what_the_corpus_pass_kept_is_what_dfa_reads(home, tmp_path, monkeypatch):
+    """A shard that is made again keeps its text; DFA of it does not run the model."""
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    settings = settings_at(copy)
+    plan = make_plan(SMALL, settings)
+    for name in ("shard-0001", "dfa-0001"):
+        shutil.rmtree(output_of(plan.step(name), settings))
+    run_step(plan, "shard-0001", settings, Quiet())
+    assert len(list(settings.residuals.glob("*/*.acts"))) == 1
+    monkeypatch.setattr("atlas.analysis.second_look.capture", None)
+    run_step(plan, "dfa-0001", settings, Quiet())
+    assert [path for path in settings.residuals.iterdir() if path.is_dir()] == []
+
+
 def _start(home, toml):
     env = os.environ | {"ATLAS_HOME": str(home), "ATLAS_THREADS": "1"}
     command = [sys.executable, "-m", "atlas", "build", str(toml)]

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 import atlas.lm.runtime
+from atlas.analysis.shard import BATCH_BLOCKS
 from atlas.cli.build import build
 from atlas.configs import (
     AnalysisConfig,
@@ -30,6 +31,7 @@ from atlas.configs import (
     TrainConfig,
 )
 from atlas.errors import ConfigError
+from atlas.lm.attention import replays
 from atlas.lm.files import find_model
 from atlas.lm.hooks import capture
 from atlas.lm.load import load_model
@@ -95,6 +97,8 @@ def built(tmp_path_factory):
     plan = make_plan(config_for(home), settings)
     expected = estimate(plan, settings)
     found = {}
+    # Tried once per process, and no part of a step.
+    replays(load_model(plan.config.model, torch.device("cpu")), BATCH_BLOCKS, plan.config.corpus.context)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atlas.lm.runtime, "ThreadPoolExecutor", InThisThread)
         for step in plan.steps:

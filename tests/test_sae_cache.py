@@ -337,7 +337,7 @@ def test_a_full_disk_stops_the_cache_and_not_the_training(store, tmp_path, monke
     for number in range(3):
         same(source.chunk(number), plain.chunk(number))
     assert [r.getMessage() for r in caplog.records] == [
-        "activation cache stops growing: No space left on device; training goes on"
+        "activation cache stops growing: No space left on device; the work goes on without it"
     ]
     assert not list(tmp_path.glob("*/.work-*"))
     assert not shards(tmp_path)

@@ -13,7 +13,7 @@ is read through W_O[h] W_enc, and b_O . W_enc joins its bias term.
 Sources: seed 001; seed 002 (the paper), row C4.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -28,14 +28,14 @@ from atlas.analysis.contributions import Largest, Places, attributed
 from atlas.analysis.dfa_rows import DFARows, Sources, Split
 from atlas.analysis.dfa_sums import DFASums, matched_prefix
 from atlas.analysis.examples import TOP
+from atlas.analysis.residuals import KeptResiduals
+from atlas.analysis.second_look import Attention, Look, Replay, WholePass, batches
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
-from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
 from atlas.lm.runtime import batch_of, lanes
 from atlas.progress import Progress
 from atlas.sae.model import SAE
-from atlas.sites import Site
 
 BATCH_BLOCKS = 16
 _TOGETHER = 8
@@ -60,15 +60,6 @@ class Kept(NamedTuple):
     def at(self, rows: npt.NDArray | slice) -> "Kept":
         """Some of the examples."""
         return Kept(*(column[rows] for column in self))
-
-
-class Seen(NamedTuple):
-    """What a batch of blocks showed at one SAE's layer."""
-
-    pattern: Float[Tensor, "blocks heads query key"]
-    v: Float[Tensor, "blocks key heads d_head"]
-    x: Float[Tensor, "blocks pos d_in"]
-    tokens: Ints
 
 
 class Reading(NamedTuple):
@@ -102,60 +93,59 @@ def reading_of(model: LanguageModel, sae: SAE) -> Reading:
 
 
 class DFAPass:
-    """Looks again at the kept examples of SAEs on z and attn_out; each block with an example is read once."""
+    """Looks again at the kept examples of SAEs on z and attn_out; each block with an example is read once.
 
-    def __init__(self, model: LanguageModel, saes: Sequence[SAE], kept: Sequence[Kept]) -> None:
-        self.model, self.saes = model, saes
+    With ``residuals`` the model is asked only for blocks that are not kept there.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        saes: Sequence[SAE],
+        kept: Sequence[Kept],
+        residuals: KeptResiduals | None = None,
+    ) -> None:
+        self.model, self.saes, self.residuals = model, saes, residuals
         self.kept = [one.at(np.argsort(one.block, kind="stable")) for one in kept]
         self.readings = [reading_of(model, sae) for sae in saes]
         self.rows = [DFARows(len(reading.heads)) for reading in self.readings]
         self.sums = [DFASums(sae.d_sae, len(r.heads)) for sae, r in zip(saes, self.readings, strict=True)]
 
-    def run(self, store: TokenStore, progress: Progress) -> None:
-        """Attribute every kept example."""
-        blocks = (
-            np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0, np.int64)
-        )
+    def run(self, store: TokenStore, blocks: range, progress: Progress) -> None:
+        """Attribute every kept example; all of them lie in ``blocks``."""
+        kept = np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0, np.int64)
+        todo = batches(kept, blocks, batch_of(BATCH_BLOCKS))
         with lanes() as pool:
-            size = batch_of(BATCH_BLOCKS)
-            for start in range(0, len(blocks), size):
-                self._batch(store, blocks[start : start + size], pool)
-                progress.update(min(start + size, len(blocks)), len(blocks))
+            for n, batch in enumerate(todo, 1):
+                self._batch(store, batch, pool)
+                progress.update(sum(map(len, todo[:n])), sum(map(len, todo)))
 
     def _batch(self, store: TokenStore, blocks: Ints, pool: ThreadPoolExecutor) -> None:
-        tokens = torch.from_numpy(store.blocks(blocks)).to(self.model.device)
-        layers = sorted({sae.info.site.layer for sae in self.saes})
-        hooks = [f"blocks.{layer}.attn.hook_{what}" for layer in layers for what in ("pattern", "v")]
-        sites = list(dict.fromkeys(sae.info.site for sae in self.saes))
-        activations, raw = capture(self.model, tokens, sites, hooks)
-        work = [pool.submit(self._of_sae, n, blocks, tokens, activations, raw) for n in range(len(self.saes))]
+        tokens, look = store.blocks(blocks), self._look(store, blocks)
+        work = [pool.submit(self._of_sae, n, blocks, tokens, look) for n in range(len(self.saes))]
         for done in work:
             done.result()
 
+    def _look(self, store: TokenStore, blocks: Ints) -> Look:
+        residuals = None if self.residuals is None else self.residuals.read(blocks)
+        if residuals is not None:
+            return Replay(self.model, residuals)
+        tokens = torch.from_numpy(store.blocks(blocks)).to(self.model.device)
+        return WholePass(self.model, tokens, [sae.info.site for sae in self.saes])
+
     @torch.no_grad()
-    def _of_sae(
-        self,
-        number: int,
-        blocks: Ints,
-        tokens: Tensor,
-        activations: Mapping[Site, Tensor],
-        raw: Mapping[str, Tensor],
-    ) -> None:
-        site, heads = self.saes[number].info.site, list(self.readings[number].heads)
-        pattern = raw[f"blocks.{site.layer}.attn.hook_pattern"]
-        v, x = raw[f"blocks.{site.layer}.attn.hook_v"], activations[site]
-        if len(heads) < pattern.shape[1]:
-            pattern, v = pattern[:, heads], v[:, :, heads]
-        seen = Seen(pattern, v, x, tokens.cpu().numpy())
+    def _of_sae(self, number: int, blocks: Ints, tokens: Ints, look: Look) -> None:
         for start in range(0, len(blocks), _TOGETHER):
-            some = blocks[start : start + _TOGETHER]
-            low, high = np.searchsorted(self.kept[number].block, [some[0], some[-1] + 1])
+            some = slice(start, start + _TOGETHER)
+            low, high = np.searchsorted(self.kept[number].block, [blocks[some][0], blocks[some][-1] + 1])
             if low < high:
                 rows = self.kept[number].at(slice(low, high))
-                self._examples(number, rows, np.searchsorted(blocks, rows.block), seen)
+                block = np.searchsorted(blocks[some], rows.block)
+                seen = look.at(self.saes[number].info.site, some)
+                self._examples(number, rows, block, tokens[some], seen)
 
-    def _examples(self, number: int, kept: Kept, block: Ints, seen: Seen) -> None:
-        """Examples of a few blocks, sorted by their place in the batch."""
+    def _examples(self, number: int, kept: Kept, block: Ints, tokens: Ints, seen: Attention) -> None:
+        """Examples of a few blocks, sorted by their place among them."""
         sae, reading = self.saes[number], self.readings[number]
         feature, position, at = (
             torch.from_numpy(part).to(seen.x.device) for part in (kept.feature, kept.position, block)
@@ -169,7 +159,7 @@ class DFAPass:
         places = Places(kept.feature, block, kept.position, kept.is_top)
         found = attributed(places, seen.pattern, seen.v, reading.directions, per_unit)
         sources = _named(found.largest, np.array(reading.heads), seen.pattern.shape[3])
-        text = seen.tokens[block]
+        text = tokens[block]
         matched = matched_prefix(text, kept.position, sources.top_source)
         self.rows[number].add(kept, Split(found.by_head, bias + offset, linear + bias), sources, matched)
         at_top = places.is_top

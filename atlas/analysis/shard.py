@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atlas.analysis.acts import FeatureActs, StoredActs
 from atlas.analysis.misses import NearMisses
+from atlas.analysis.residuals import KeptResiduals
 from atlas.analysis.variance import ActiveShares, Moments
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
@@ -76,11 +77,18 @@ class SAEPass:
 class ShardPass:
     """Collects the evidence of all SAEs (position 0 left out) and moments of every site, batch by batch.
 
-    SAEs that normalise their input have moments of their own: of x divided by the token's size.
+    SAEs that normalise their input have moments of their own: of x divided by the token's size. With
+    ``residuals``, what enters layers is kept for DFA, as far as there is room.
     """
 
-    def __init__(self, model: LanguageModel, saes: Sequence[SAE], store: TokenStore) -> None:
-        self.model, self.store = model, store
+    def __init__(
+        self,
+        model: LanguageModel,
+        saes: Sequence[SAE],
+        store: TokenStore,
+        residuals: KeptResiduals | None = None,
+    ) -> None:
+        self.model, self.store, self.residuals = model, store, residuals
         context = store.meta.context
         self.passes = [SAEPass(sae, model.shape.n_heads, context) for sae in saes]
         self.sites = tuple(dict.fromkeys(sae.info.site for sae in saes))
@@ -94,11 +102,14 @@ class ShardPass:
     def update(self, blocks: range, pool: ThreadPoolExecutor) -> None:
         """Add a batch of blocks; SAEs side by side."""
         tokens = torch.from_numpy(self.store.blocks(blocks)).to(self.model.device)
-        activations, _ = capture(self.model, tokens, self.sites)
-        flat = {site: x[:, 1:].reshape(-1, x.shape[-1]).float() for site, x in activations.items()}
+        entering = () if self.residuals is None else self.residuals.sites
+        activations, _ = capture(self.model, tokens, list(dict.fromkeys([*self.sites, *entering])))
+        flat = {site: activations[site][:, 1:].flatten(0, 1).float() for site in self.sites}
         # The short ones come last, so that no lane waits long for another at the end.
         work = [partial(one.update, flat[one.sae.info.site], blocks.start) for one in self.passes]
         work += [partial(self._moments_of, flat[key[0]], key) for key in self.moments]
+        if self.residuals is not None:
+            work.append(partial(self.residuals.write, blocks, activations))
         for done in [pool.submit(one) for one in work]:
             done.result()
 

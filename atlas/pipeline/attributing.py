@@ -31,6 +31,7 @@ from atlas.pipeline.inputs import (
     the_saes,
     write_columns,
 )
+from atlas.pipeline.keeping import the_residuals
 from atlas.sae.model import SAE
 from atlas.store.parquet import open_table
 
@@ -40,19 +41,23 @@ FEATURES_AT_ONCE = 512
 def dfa(context: Context) -> None:
     """DFA of the kept examples in one shard of the text, of every SAE that reads heads."""
     model, store = the_model(context), the_analysed_text(context)
-    blocks = context.plan.shard_blocks(context.step.item)
+    asked = context.plan.shard_blocks(context.step.item)
+    blocks = range(min(asked.start, len(store)), min(asked.stop, len(store)))
     found = [(item, sae) for item, sae in enumerate(the_saes(context, model)) if reads_heads(sae)]
+    residuals = the_residuals(context, model, [sae for _, sae in found])
     summaries = context.plan.of_kind("summarise")
     paths = [context.input(summaries[item].name) / "examples.parquet" for item, _ in found]
     with side_by_side([partial(_kept, path, blocks) for path in paths]) as kept:
-        work = DFAPass(model, [sae for _, sae in found], list(kept))
-    work.run(store, context.progress)
+        work = DFAPass(model, [sae for _, sae in found], list(kept), residuals)
+    work.run(store, blocks, context.progress)
     saves: list[Callable[[], None]] = []
     for (item, _), rows, sums in zip(found, work.rows, work.sums, strict=True):
         saves.append(partial(rows.save, context.out / f"rows-{item:05d}"))
         saves.append(partial(sums.save, context.out / f"sums-{item:05d}.npz"))
     with side_by_side(saves) as saved:
         list(saved)
+    if residuals is not None:
+        residuals.forget(blocks)
 
 
 def _kept(path: Path, blocks: range) -> Kept:

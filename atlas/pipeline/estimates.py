@@ -184,7 +184,10 @@ class Estimator:
         return Cost(0, flops, SUMMARY_BYTES * sae.d_sae)
 
     def dfa(self, step: Step) -> Cost:
-        """A forward pass over the shard's text, and 2 context d_in per kept example."""
+        """A forward pass over the shard's text, and 2 context d_in per kept example.
+
+        Where the corpus pass kept the residual stream, a third of that pass is enough.
+        """
         reading = [s for s in self.saes if s.site.kind in ("z", "attn_out")]
         n = self._analysed(step.item)
         share = len(self.plan.shard_blocks(step.item)) / self.config.analysis.blocks

@@ -36,7 +36,7 @@ class Freed:
 
     name: str
     what: str
-    """output, half-written output, half-written release, half-written upload, checkpoint or lock."""
+    """output, checkpoint, residual stream, lock, or half-written: output, release, upload."""
     size: int
     """Bytes."""
 
@@ -56,6 +56,7 @@ def collect(settings: Settings, *, grace: float, dry_run: bool = False) -> list[
             if not (dry_run and left):
                 atomic.unlock(path)
     found += _left_releases(settings, dry_run)
+    found += _left_residuals(settings, grace, dry_run)
     if settings.lake_url is not None:
         from atlas.pipeline.garbage_lake import collect_lake
 
@@ -139,6 +140,16 @@ def _sae_digests(settings: Settings) -> set[str]:
 def _holds(output: Path, digests: set[str]) -> bool:
     """Whether a step's output holds weights of an SAE that a release names."""
     return any(tensors_digest(path) in digests for path in output.glob("*/*.safetensors"))
+
+
+def _left_residuals(settings: Settings, grace: float, dry_run: bool) -> list[Freed]:
+    """Residual streams of builds that ended before DFA read them."""
+    if not settings.residuals.is_dir():
+        return []
+    from atlas.sae.cache_folder import unused
+
+    found = unused(settings.residuals, grace, remove=not dry_run)
+    return [Freed(folder.name, "residual stream", size) for folder, size in found]
 
 
 def _left_releases(settings: Settings, dry_run: bool) -> list[Freed]:

@@ -32,6 +32,7 @@ from atlas.pipeline.inputs import (
     the_saes,
     write_columns,
 )
+from atlas.pipeline.keeping import the_residuals
 from atlas.pipeline.refining import pruned_of
 from atlas.sae.model import SAE
 from atlas.sites import partner
@@ -45,7 +46,8 @@ def shard(context: Context) -> None:
     model, store = the_model(context), the_analysed_text(context)
     asked = context.plan.shard_blocks(context.step.item)
     blocks = range(min(asked.start, len(store)), min(asked.stop, len(store)))
-    work = ShardPass(model, the_saes(context, model), store)
+    saes = the_saes(context, model)
+    work = ShardPass(model, saes, store, the_residuals(context, model, saes))
     work.run(blocks, context.progress)
     work.save(context.out)
 

@@ -63,7 +63,7 @@ class CacheFolder:
         self._holding: dict[int, list[tuple[Shard, int]]] = {}
         with disk_errors(self.folder):
             root.mkdir(parents=True, exist_ok=True)
-            self._in_use = os.open(self._use_lock(self.folder), os.O_RDWR | os.O_CREAT, 0o644)
+            self._in_use = os.open(self.use_lock(self.folder), os.O_RDWR | os.O_CREAT, 0o644)
             weakref.finalize(self, os.close, self._in_use)
             _wait(lambda: fcntl.flock(self._in_use, fcntl.LOCK_SH | fcntl.LOCK_NB))
             self.folder.mkdir(exist_ok=True)
@@ -75,7 +75,8 @@ class CacheFolder:
         self.refresh()
 
     @staticmethod
-    def _use_lock(folder: Path) -> Path:
+    def use_lock(folder: Path) -> Path:
+        """The file of a cache's lock, beside its folder."""
         return folder.with_name(folder.name + ".lock")
 
     def refresh(self) -> bool:
@@ -130,6 +131,20 @@ class CacheFolder:
         if not path.exists():
             self._known.discard(path.name)
 
+    def remove(self, blocks: range) -> None:
+        """Delete the shards that hold some of these blocks and no other; with the last one, the folder."""
+        shards = {shard for pairs in self._holding.values() for shard, _ in pairs}
+        for shard in [shard for shard in shards if set(shard.blocks) <= set(blocks)]:
+            discard(shard.path)
+            for block in shard.blocks:
+                self._holding[block] = [pair for pair in self._holding[block] if pair[0] is not shard]
+        if any(name.endswith(SUFFIX) for name in _listed(self.folder)):
+            return
+        with suppress(OSError):  # others use it
+            fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(self.folder)
+            fcntl.flock(self._in_use, fcntl.LOCK_SH)
+
     def reserve(self, name: str, size: int, limit: int) -> Room | None:
         """Room for a shard, or None where the bound is reached."""
         with self._locked():
@@ -164,7 +179,7 @@ class CacheFolder:
         for folder in others:
             if sum(sizes.values()) + size <= limit:
                 return
-            with suppress(ConflictError), lock(self._use_lock(folder)):
+            with suppress(ConflictError), lock(self.use_lock(folder)):
                 shutil.rmtree(folder, ignore_errors=True)
                 for path in [p for p in sizes if p.parent == folder and not p.exists()]:
                     del sizes[path]
@@ -174,6 +189,24 @@ class CacheFolder:
         with ExitStack() as stack:
             _wait(lambda: stack.enter_context(lock(self.root / ".lock")))
             yield
+
+
+def held_bytes(root: Path) -> int:
+    """Bytes of all caches there."""
+    return sum(_sizes(root).values())
+
+
+def unused(root: Path, seconds: float, *, remove: bool) -> Iterator[tuple[Path, int]]:
+    """The caches that nobody uses or has used for so long, and their bytes; taken away with ``remove``."""
+    for about in sorted(root.glob(f"*/{ABOUT}")):
+        folder = about.parent
+        if time.time() - _last_used(folder) <= seconds:
+            continue
+        with suppress(ConflictError), lock(CacheFolder.use_lock(folder)):
+            size = sum(n for path, n in _sizes(root).items() if path.parent == folder)
+            if remove:
+                shutil.rmtree(folder, ignore_errors=True)
+            yield folder, size
 
 
 def _wait(take: Callable[[], object]) -> None:

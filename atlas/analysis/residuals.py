@@ -1,0 +1,71 @@
+"""The residual stream kept on disk between the corpus pass and DFA, so that the model need not run twice.
+
+DFA looks again at nearly every block of the text, at patterns and values alone. Both follow from the residual
+stream that enters a layer (``atlas.lm.attention``), in a third of the time of a whole pass and bit for bit;
+it takes 4 d_model bytes per token and layer. What is not here, because the bound was reached or another
+machine read that text, comes from the model, so the tables are the same with it and without.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from atlas.analysis.acts import Ints
+from atlas.lm.load import LanguageModel
+from atlas.sae.cache_store import ActivationStore, values_of
+from atlas.sites import Site
+
+Residuals = Mapping[int, Float[Tensor, "blocks pos d_model"]]
+"""The residual stream that enters each layer."""
+
+
+class KeptResiduals:
+    """What enters some layers, in batches of blocks as the corpus pass reads them.
+
+    ``text`` says which text it is; caches of other texts and models in ``folder`` make room if nobody uses
+    them. ``limit_bytes`` bounds them all.
+
+    Raises:
+        StoreError: the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        layers: Sequence[int],
+        text: Mapping[str, object],
+        batch_blocks: int,
+        folder: Path,
+        limit_bytes: int,
+    ) -> None:
+        self.sites = tuple(Site("resid_pre", layer) for layer in sorted(set(layers)))
+        self.device = model.device
+        about = dict(text) | values_of(model, int(str(text["context"])), "float32", batch_blocks)
+        d_in = partial(Site.d_in, shape=model.shape)
+        self.on_disk = ActivationStore(folder, about, self.sites, d_in, limit_bytes)
+
+    def write(self, blocks: range, activations: Mapping[Site, Tensor]) -> None:
+        """Keep what a batch showed, as far as there is room."""
+        found = {site: activations[site].float().cpu().contiguous() for site in self.sites}
+        self.on_disk.write(list(blocks), found)
+
+    def read(self, blocks: Ints) -> Residuals | None:
+        """What enters each layer in a batch; None unless all of it is here, and was kept as one batch.
+
+        Of a batch cut otherwise, products could be added up in another order.
+        """
+        wanted = [int(block) for block in blocks]
+        readings, missing = self.on_disk.folder.find(wanted)
+        if missing or any(reading.shard.blocks != wanted for reading in readings):
+            return None
+        found, missing = self.on_disk.read(wanted)
+        if missing:  # damaged, or gone since
+            return None
+        return {site.layer: x.to(self.device) for site, x in found.items()}
+
+    def forget(self, blocks: range) -> None:
+        """Delete what is kept of these blocks."""
+        self.on_disk.folder.remove(blocks)

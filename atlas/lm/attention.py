@@ -1,0 +1,90 @@
+"""One layer's attention computed again from the residual stream that enters it, without the layers before.
+
+    q, k, v = W_Q, W_K, W_V applied to LayerNorm(resid_pre)
+    pattern[h, i, j] = softmax over j <= i of q[i, h] . k[j, h] / sqrt(d_head)
+    z[i, h] = sum over j of pattern[h, i, j] v[j, h]
+
+These are the model's own LayerNorm and projections, and the operations that the bridge applies after them, so
+the numbers are those of a whole pass bit for bit. Whether they are is tried (``replays``): a model that
+rotates its queries, biases its scores or caps them says no.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from atlas.lm.hooks import capture
+from atlas.lm.load import LanguageModel
+from atlas.sites import Site
+
+
+class QKV(NamedTuple):
+    """Queries, keys and values of one layer's heads."""
+
+    q: Float[Tensor, "blocks pos heads d_head"]
+    k: Float[Tensor, "blocks pos heads d_head"]
+    v: Float[Tensor, "blocks pos heads d_head"]
+
+    def at(self, blocks: slice, heads: list[int] | None = None) -> "QKV":
+        """Some blocks, of all heads or some."""
+        parts = [part[blocks] if heads is None else part[blocks][:, :, heads] for part in self]
+        return QKV(*parts)
+
+
+@torch.no_grad()
+def project(model: LanguageModel, layer: int, resid_pre: Float[Tensor, "blocks pos d_model"]) -> QKV:
+    """What a layer's heads see of the residual stream before it."""
+    block, d_head = model.bridge.blocks[layer], model.shape.d_head
+    x = block.ln1(resid_pre)
+    parts = [project(x) for project in (block.attn.q, block.attn.k, block.attn.v)]
+    return QKV(*(part.reshape(*part.shape[:2], -1, d_head) for part in parts))
+
+
+@torch.no_grad()
+def attend(
+    heads: QKV,
+) -> tuple[Float[Tensor, "blocks heads query key"], Float[Tensor, "blocks pos heads d_head"]]:
+    """Pattern and z.
+
+    >>> one = torch.zeros(1, 2, 1, 1)
+    >>> pattern, z = attend(QKV(one, one, torch.tensor([2.0, 4.0]).reshape(1, 2, 1, 1)))
+    >>> pattern[0, 0].tolist(), z.flatten().tolist()
+    ([[1.0, 0.0], [0.5, 0.5]], [2.0, 3.0])
+    """
+    q, k, v = (part.transpose(1, 2).contiguous() for part in heads)
+    scores = q @ k.transpose(2, 3)
+    lowest = torch.finfo(scores.dtype).min
+    later = torch.full(scores.shape[2:], lowest, dtype=scores.dtype, device=scores.device).triu_(1)
+    pattern = torch.softmax(torch.add(later, scores, alpha=q.shape[3] ** -0.5, out=scores), dim=3)
+    return pattern, (pattern @ v).transpose(1, 2)
+
+
+@lru_cache(maxsize=1)
+def replays(model: LanguageModel, blocks: int, context: int) -> bool:
+    """Whether ``project`` and ``attend`` give what a whole pass gives, in every bit, tried on tokens.
+
+    Of a batch like the real ones, since the sizes of a product decide in which order it is added up.
+    """
+    layers = range(model.shape.n_layers)
+    tokens = torch.arange(blocks * context, device=model.device).reshape(blocks, context)
+    sites = [Site(kind, layer) for layer in layers for kind in ("resid_pre", "z")]
+    hooks = [f"blocks.{layer}.attn.hook_{what}" for layer in layers for what in ("pattern", "v")]
+    seen, raw = capture(model, tokens % model.shape.d_vocab, sites, hooks)
+    try:
+        return all(_same(model, layer, seen, raw) for layer in layers)
+    except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
+        return False
+
+
+def _same(model: LanguageModel, layer: int, seen: dict[Site, Tensor], raw: dict[str, Tensor]) -> bool:
+    heads = project(model, layer, seen[Site("resid_pre", layer)])
+    pattern, z = attend(heads)
+    pairs = (
+        (pattern, raw[f"blocks.{layer}.attn.hook_pattern"]),
+        (heads.v, raw[f"blocks.{layer}.attn.hook_v"]),
+        (z.flatten(2), seen[Site("z", layer)]),
+    )
+    return all(torch.equal(one, other) for one, other in pairs)
