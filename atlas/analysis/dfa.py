@@ -13,8 +13,10 @@ is read through W_O[h] W_enc, and b_O . W_enc joins its bias term.
 Sources: seed 001; seed 002 (the paper), row C4.
 """
 
+import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,10 +34,13 @@ from atlas.analysis.residuals import KeptResiduals
 from atlas.analysis.second_look import Attention, Look, Replay, WholePass, batches
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
+from atlas.errors import StoreError
 from atlas.lm.load import LanguageModel
 from atlas.lm.runtime import batch_of, lanes
 from atlas.progress import Progress
 from atlas.sae.model import SAE
+
+log = logging.getLogger(__name__)
 
 BATCH_BLOCKS = 16
 _TOGETHER = 8
@@ -108,30 +113,66 @@ class DFAPass:
         self.model, self.saes, self.residuals = model, saes, residuals
         self.kept = [one.at(np.argsort(one.block, kind="stable")) for one in kept]
         self.readings = [reading_of(model, sae) for sae in saes]
+        self._begin()
+
+    def _begin(self) -> None:
         self.rows = [DFARows(len(reading.heads)) for reading in self.readings]
-        self.sums = [DFASums(sae.d_sae, len(r.heads)) for sae, r in zip(saes, self.readings, strict=True)]
+        self.sums = [
+            DFASums(sae.d_sae, len(r.heads)) for sae, r in zip(self.saes, self.readings, strict=True)
+        ]
 
     def run(self, store: TokenStore, blocks: range, progress: Progress) -> None:
         """Attribute every kept example; all of them lie in ``blocks``."""
         kept = np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0, np.int64)
         todo = batches(kept, blocks, batch_of(BATCH_BLOCKS))
+        if self.residuals is not None and self.residuals.hold(todo):
+            try:
+                self._replay(self.residuals, store, todo, progress)
+            except StoreError as error:
+                log.warning("%s; the model runs again", error)
+                self._begin()
+            else:
+                return
+        self._run_model(store, todo, progress)
+
+    def _replay(
+        self, residuals: KeptResiduals, store: TokenStore, todo: Sequence[Ints], progress: Progress
+    ) -> None:
+        """Every SAE goes from batch to batch by itself; none waits for another."""
+        layers = {sae.info.site.layer for sae in self.saes}
+        with lanes() as pool:
+            last: dict[int, Future[None]] = {}
+            rounds = []
+            for batch in todo:
+                looks = {n: Replay(self.model, n, partial(residuals.read, batch, n)) for n in layers}
+                tokens = store.blocks(batch)
+                for n, sae in enumerate(self.saes):
+                    work = batch, tokens, looks[sae.info.site.layer]
+                    last[n] = pool.submit(self._after, last.get(n), n, *work)
+                rounds.append(list(last.values()))
+            for n, done in enumerate(rounds, 1):
+                for one in done:
+                    one.result()
+                _report(progress, todo, n)
+
+    def _after(
+        self, before: "Future[None] | None", number: int, blocks: Ints, tokens: Ints, look: Look
+    ) -> None:
+        """``_of_sae`` once the SAE's batch before is done, so that sums are added up in one order."""
+        if before is not None:
+            before.result()
+        self._of_sae(number, blocks, tokens, look)
+
+    def _run_model(self, store: TokenStore, todo: Sequence[Ints], progress: Progress) -> None:
+        sites = [sae.info.site for sae in self.saes]
         with lanes() as pool:
             for n, batch in enumerate(todo, 1):
-                self._batch(store, batch, pool)
-                progress.update(sum(map(len, todo[:n])), sum(map(len, todo)))
-
-    def _batch(self, store: TokenStore, blocks: Ints, pool: ThreadPoolExecutor) -> None:
-        tokens, look = store.blocks(blocks), self._look(store, blocks)
-        work = [pool.submit(self._of_sae, n, blocks, tokens, look) for n in range(len(self.saes))]
-        for done in work:
-            done.result()
-
-    def _look(self, store: TokenStore, blocks: Ints) -> Look:
-        residuals = None if self.residuals is None else self.residuals.read(blocks)
-        if residuals is not None:
-            return Replay(self.model, residuals)
-        tokens = torch.from_numpy(store.blocks(blocks)).to(self.model.device)
-        return WholePass(self.model, tokens, [sae.info.site for sae in self.saes])
+                tokens = store.blocks(batch)
+                look = WholePass(self.model, torch.from_numpy(tokens).to(self.model.device), sites)
+                work = [pool.submit(self._of_sae, i, batch, tokens, look) for i in range(len(sites))]
+                for one in work:
+                    one.result()
+                _report(progress, todo, n)
 
     @torch.no_grad()
     def _of_sae(self, number: int, blocks: Ints, tokens: Ints, look: Look) -> None:
@@ -167,6 +208,10 @@ class DFAPass:
             top, by_head = kept.at(at_top), found.by_head.numpy()[at_top]
             rows = text[at_top], found.top, by_head, matched[at_top]
             self.sums[number].update(top.feature, top.position, *rows)
+
+
+def _report(progress: Progress, todo: Sequence[Ints], n: int) -> None:
+    progress.update(sum(map(len, todo[:n])), sum(map(len, todo)))
 
 
 def _named(found: Largest, heads: Ints, key: int) -> Sources:

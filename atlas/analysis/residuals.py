@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from atlas.analysis.acts import Ints
+from atlas.errors import StoreError
 from atlas.lm.load import LanguageModel
+from atlas.sae.cache_files import Shard, raw
 from atlas.sae.cache_store import ActivationStore, values_of
 from atlas.sites import Site
-
-Residuals = Mapping[int, Float[Tensor, "blocks pos d_model"]]
-"""The residual stream that enters each layer."""
 
 
 class KeptResiduals:
@@ -42,7 +43,6 @@ class KeptResiduals:
         limit_bytes: int,
     ) -> None:
         self.sites = tuple(Site("resid_pre", layer) for layer in sorted(set(layers)))
-        self.device = model.device
         about = dict(text) | values_of(model, int(str(text["context"])), "float32", batch_blocks)
         d_in = partial(Site.d_in, shape=model.shape)
         self.on_disk = ActivationStore(folder, about, self.sites, d_in, limit_bytes)
@@ -52,19 +52,37 @@ class KeptResiduals:
         found = {site: activations[site].float().cpu().contiguous() for site in self.sites}
         self.on_disk.write(list(blocks), found)
 
-    def read(self, blocks: Ints) -> Residuals | None:
-        """What enters each layer in a batch; None unless all of it is here, and was kept as one batch.
+    def hold(self, batches: Sequence[Ints]) -> bool:
+        """Whether all of these batches are here, each kept as one.
 
         Of a batch cut otherwise, products could be added up in another order.
         """
-        wanted = [int(block) for block in blocks]
+        return all(self._shards(batch) for batch in batches)
+
+    def read(self, batch: Ints, layer: int) -> Float[Tensor, "blocks pos d_model"]:
+        """What enters a layer in a batch.
+
+        Raises:
+            StoreError: it is not here, or what is here is damaged.
+        """
+        site, context = Site("resid_pre", layer), self.on_disk.context
+        found = torch.empty(len(batch), context, self.on_disk.d_in(site))
+        places = np.arange(len(batch))
+        for shard in self._shards(batch):
+            if site in shard.sites:
+                try:
+                    shard.read(places, places, {site: raw(found)})
+                except OSError as error:
+                    raise StoreError(f"what enters layer {layer} cannot be read: {error}") from None
+                return found
+        raise StoreError(f"what enters layer {layer} in blocks {batch} is not kept")
+
+    def _shards(self, batch: Ints) -> list[Shard]:
+        """The files that hold a batch and nothing else; none unless all layers are there."""
+        wanted = [int(block) for block in batch]
         readings, missing = self.on_disk.folder.find(wanted)
-        if missing or any(reading.shard.blocks != wanted for reading in readings):
-            return None
-        found, missing = self.on_disk.read(wanted)
-        if missing:  # damaged, or gone since
-            return None
-        return {site.layer: x.to(self.device) for site, x in found.items()}
+        shards = [reading.shard for reading in readings]
+        return [] if missing or any(shard.blocks != wanted for shard in shards) else shards
 
     def forget(self, blocks: range) -> None:
         """Delete what is kept of these blocks."""

@@ -1,6 +1,8 @@
 """Patterns, values and z of some blocks, seen again: by a whole pass, or from what enters each layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Lock
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -8,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from atlas.analysis.acts import Ints
-from atlas.lm.attention import attend, project
+from atlas.lm.attention import QKV, attend, project
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
 from atlas.sites import Site
@@ -51,18 +53,26 @@ class WholePass:
 
 
 class Replay:
-    """The attention of each layer by itself, for sites on z and models that ``attention.replays``."""
+    """One layer's attention by itself, for sites on its z and models that ``attention.replays``.
 
-    def __init__(
-        self, model: LanguageModel, residuals: Mapping[int, Float[Tensor, "blocks pos d_model"]]
-    ) -> None:
-        self.heads = {layer: project(model, layer, x) for layer, x in residuals.items()}
+    What enters the layer is asked for when the first site is.
+    """
+
+    def __init__(self, model: LanguageModel, layer: int, enters: Callable[[], Tensor]) -> None:
+        self._project, self._lock = partial(_project, model, layer, enters), Lock()
+        self._heads: QKV | None = None
 
     def at(self, site: Site, blocks: slice) -> Attention:
         """What some of the blocks showed at a site."""
-        heads = self.heads[site.layer].at(blocks, None if site.head is None else [site.head])
+        with self._lock:
+            self._heads = self._heads or self._project()
+        heads = self._heads.at(blocks, None if site.head is None else [site.head])
         pattern, z = attend(heads)
         return Attention(pattern, heads.v, z.flatten(2))
+
+
+def _project(model: LanguageModel, layer: int, enters: Callable[[], Tensor]) -> QKV:
+    return project(model, layer, enters())
 
 
 def batches(kept: Ints, within: range, size: int) -> list[Ints]:

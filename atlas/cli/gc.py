@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
 def gc(keep_hours: float, dry_run: bool) -> None:
-    """Remove step outputs, checkpoints and temporary files that no build or release needs.
+    """Remove step outputs, checkpoints, residual streams and temporary files that no build or release needs.
 
     Kept are outputs of runs under way, of the newest run of each release, SAEs that a release names, and
     what is younger than --keep-hours. Safe beside running builds. Releases go with `atlas releases --remove`.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
+from atlas.lm.runtime import in_lanes
 from atlas.sites import Site
 
 
@@ -66,7 +67,8 @@ def attend(
 def replays(model: LanguageModel, blocks: int, context: int) -> bool:
     """Whether ``project`` and ``attend`` give what a whole pass gives, in every bit, tried on tokens.
 
-    Of a batch like the real ones, since the sizes of a product decide in which order it is added up.
+    Of a batch like the real ones, and in one thread against all: sizes of a product and threads may decide in
+    which order it is added up.
     """
     layers = range(model.shape.n_layers)
     tokens = torch.arange(blocks * context, device=model.device).reshape(blocks, context)
@@ -74,7 +76,7 @@ def replays(model: LanguageModel, blocks: int, context: int) -> bool:
     hooks = [f"blocks.{layer}.attn.hook_{what}" for layer in layers for what in ("pattern", "v")]
     seen, raw = capture(model, tokens % model.shape.d_vocab, sites, hooks)
     try:
-        return all(_same(model, layer, seen, raw) for layer in layers)
+        return all(in_lanes(lambda layer: _same(model, layer, seen, raw), layers, model.device))
     except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
         return False
 
