@@ -5,9 +5,9 @@
 Runs the real steps of a build over SAEs on z (made from samples of the activations, TopK 32), each once,
 and prints seconds by the clock and of the processors, and peak memory, by kind of step. "Bare" is what no
 analysis can do without: the model run to its last z and every SAE's pre-activations and TopK, over the same
-blocks, with nothing kept; it is measured over a part of them before the steps and again after them, and the
-mean counts. Processor seconds are all threads' together, and what to compare on a machine that does other
-things as well.
+blocks, with nothing kept. It is measured over some of them at a time, before the steps and after every second
+one, so that a machine whose speed drifts slows both alike; the sum is scaled to all blocks. Processor seconds
+are all threads' together, and what to compare on a machine that does other things as well.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from atlas.sites import Site
 from atlas.store.release import current
 from benchmarks.machine import machine_line
 
-CONTEXT, K, BARE_BLOCKS, BATCH = 128, 32, 256, 16
+CONTEXT, K, BARE_BATCHES, BATCH = 128, 32, 3, 16
 ANALYSIS = ("shard", "effects", "summarise", "dfa", "attribute")
 
 
@@ -94,35 +94,49 @@ class Stopwatch:
         return Spent(time.perf_counter() - self.begun[0], time.process_time() - self.begun[1])
 
 
-@torch.no_grad()
-def bare(model: LanguageModel, saes: list[SAE], store: TokenStore, blocks: int) -> tuple[Spent, Spent]:
-    """Time of the forward pass and of encoding over ``blocks`` blocks, from a part of them."""
-    measured = min(blocks, BARE_BLOCKS)
-    sites, forward, encode = [sae.info.site for sae in saes], NOTHING, NOTHING
-    for start in range(-BATCH, measured, BATCH):
-        tokens = torch.from_numpy(store.blocks(range(max(start, 0), max(start, 0) + BATCH)))
-        watch = Stopwatch()
-        activations, _ = capture(model, tokens, sites)
-        one, watch = watch.read(), Stopwatch()
-        for sae in saes:
-            sae.active(activations[sae.info.site][:, 1:].reshape(-1, sae.d_in))
-        if start >= 0:  # the first batch warms up
-            forward, encode = forward + one, encode + watch.read()
-    return forward.times(blocks / measured), encode.times(blocks / measured)
+class Bare:
+    """Time of the forward pass and of encoding, measured a few batches at a time."""
+
+    def __init__(self, model: LanguageModel, saes: list[SAE], store: TokenStore) -> None:
+        self.model, self.saes, self.store = model, saes, store
+        self.forward, self.encode, self.blocks = NOTHING, NOTHING, 0
+
+    @torch.no_grad()
+    def measure(self) -> None:
+        """Run the next few batches; one more before them warms up."""
+        sites = [sae.info.site for sae in self.saes]
+        for n in range(1 + BARE_BATCHES):
+            first = self.blocks % (len(self.store) - BATCH + 1)
+            tokens = torch.from_numpy(self.store.blocks(range(first, first + BATCH)))
+            watch = Stopwatch()
+            activations, _ = capture(self.model, tokens, sites)
+            one, watch = watch.read(), Stopwatch()
+            for sae in self.saes:
+                sae.active(activations[sae.info.site][:, 1:].reshape(-1, sae.d_in))
+            if n:
+                self.forward, self.encode = self.forward + one, self.encode + watch.read()
+                self.blocks += BATCH
+
+    def over(self, blocks: int) -> tuple[Spent, Spent]:
+        """Forward pass and encoding of so many blocks."""
+        return self.forward.times(blocks / self.blocks), self.encode.times(blocks / self.blocks)
 
 
 def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run_all(plan: Plan, settings: Settings) -> tuple[dict[str, Spent], dict[str, float]]:
+def run_all(plan: Plan, settings: Settings, bare: Bare) -> tuple[dict[str, Spent], dict[str, float]]:
     spent: dict[str, Spent] = {}
     peak = {}
-    for step in plan.steps:
+    for number, step in enumerate(plan.steps):
+        if number % 2 == 0:
+            bare.measure()
         watch = Stopwatch()
         run_step(plan, step.name, settings, NullProgress())
         spent[step.kind] = spent.get(step.kind, NOTHING) + watch.read()
         peak[step.kind] = peak_mb()
+    bare.measure()
     return spent, peak
 
 
@@ -165,10 +179,9 @@ def report(arguments: argparse.Namespace, settings: Settings) -> None:
     fill_library(settings, model, store, sites, arguments.width)
     plan = make_plan(config, settings)
     saes = [load_sae(folder_of(settings.home, name)).to(device) for name in plan.sae_names]
-    before = bare(model, saes, store, len(store))
-    spent, peak = run_all(plan, settings)
-    after = bare(model, saes, store, len(store))
-    forward, encode = ((one + other).times(0.5) for one, other in zip(before, after, strict=True))
+    bare = Bare(model, saes, store)
+    spent, peak = run_all(plan, settings, bare)
+    forward, encode = bare.over(len(store))
     n_features = sum(sae.d_sae for sae in saes)
     print(machine_line(device))
     saes_line = f"{len(saes)} z SAEs of width {arguments.width} (TopK {K})"

@@ -274,7 +274,9 @@ def test_dfa_without_the_kept_residual_stream_writes_the_same_bytes(home, tmp_pa
 
 
 def test_what_the_corpus_pass_kept_is_what_dfa_reads(home, tmp_path, monkeypatch):
-    """A shard that is made again keeps its text; DFA of it does not run the model."""
+    """A shard that is made again keeps its text, DFA of it does not run the model; no step waits for the disk."""
+    flushed = []
+    monkeypatch.setattr("atlas.store.atomic.fsync_path", flushed.append)
     copy = tmp_path / "home"
     shutil.copytree(home, copy)
     settings = settings_at(copy)
@@ -286,6 +288,7 @@ def test_what_the_corpus_pass_kept_is_what_dfa_reads(home, tmp_path, monkeypatch
     monkeypatch.setattr("atlas.analysis.second_look.capture", None)
     run_step(plan, "dfa-0001", settings, Quiet())
     assert [path for path in settings.residuals.iterdir() if path.is_dir()] == []
+    assert [path for path in flushed if settings.steps in path.parents] == []
 
 
 def _start(home, toml):

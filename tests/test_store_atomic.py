@@ -47,6 +47,19 @@ def test_disk_full_is_one_line_and_leaves_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_disk_is_waited_for_unless_asked_not_to(tmp_path, monkeypatch, flush):
+    flushed = []
+    monkeypatch.setattr(atomic, "fsync_path", lambda path: flushed.append(path.name.split("-")[0]))
+    with atomic.atomic_dir(tmp_path / "folder", flush=flush) as work:
+        (work / "part").write_text("1")
+    with atomic.atomic_file(tmp_path / "file", flush=flush) as work:
+        work.write_text("1")
+    assert names(tmp_path) == ["file", "folder"]
+    here = tmp_path.name.split("-")[0]
+    assert flushed == (["part", ".work", here, ".work", here] if flush else [])
+
+
 def test_nothing_written_is_refused(tmp_path):
     with pytest.raises(StoreError, match="nothing was written"), atomic.atomic_file(tmp_path / "a"):
         pass

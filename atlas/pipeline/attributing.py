@@ -1,7 +1,6 @@
 """Steps that look again at the kept examples: DFA of a part of the text, and each SAE's tables of it."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import (
     as_table,
     side_by_side,
+    tables_of,
     the_analysed_text,
     the_model,
     the_sae,
@@ -33,7 +33,6 @@ from atlas.pipeline.inputs import (
 )
 from atlas.pipeline.keeping import the_residuals
 from atlas.sae.model import SAE
-from atlas.store.parquet import open_table
 
 FEATURES_AT_ONCE = 512
 
@@ -98,11 +97,7 @@ def attribute(context: Context) -> None:
     ]
     jobs: list[Callable[[], Any]] = [partial(work, features) for features in ranges]
     jobs.append(partial(_write_sums, context, model, sae))
-    with ExitStack() as stack:
-        tables = {
-            t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in ("dfa", "dfa_tokens")
-        }
-        results = stack.enter_context(side_by_side(jobs))
+    with tables_of(context.out, ("dfa", "dfa_tokens")) as tables, side_by_side(jobs) as results:
         for features in ranges:
             for table, columns in zip(tables, next(results), strict=True):
                 tables[table].write(as_table(table, name | columns))

@@ -25,6 +25,9 @@ from atlas.store.atomic import atomic_dir, discard, lock, sweep_for
 from atlas.store.lake.errors import LakeUnreachableError
 
 _HASHED_AT_ONCE = 2
+_SOON_MADE_AGAIN = {"shard", "effects", "summarise", "dfa", "attribute"}
+"""Kinds whose outputs nobody waits to see on the disk. What a power cut spoils of them, sizes and digests
+show where they are read, and the same build makes them again."""
 RELEASE_NOTE, INVENTORY = "release.json", "files.json"
 
 
@@ -187,7 +190,7 @@ def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> N
         discard(final)
 
         def make() -> None:
-            with atomic_dir(final) as work:
+            with atomic_dir(final, flush=step.kind not in _SOON_MADE_AGAIN) as work:
                 STEPS[step.kind](Context(plan, step, settings, work, scratch, progress, shared))
                 _write_inventory(work)
             _VERIFIED.add(_published(final))

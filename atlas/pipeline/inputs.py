@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from atlas.sae.files import load_sae
 from atlas.sae.harvest import Harvest, Source, Stream
 from atlas.sae.model import SAE
 from atlas.sites import Site
-from atlas.store.parquet import write_table
+from atlas.store.parquet import TableWriter, open_table, write_table
 from atlas.tables import table
 
 CACHE = "cache"
@@ -136,10 +136,21 @@ def as_table(name: str, columns: Mapping[str, Any]) -> pa.Table:
 
 
 def write_columns(folder: Path, name: str, columns: Mapping[str, Any]) -> None:
-    """Write columns (arrays or constants) as a table, sorted by its key."""
+    """Write columns (arrays or constants) as a table of a step's output, sorted by its key."""
     rows = as_table(name, columns)
     key = [(column, "ascending") for column in table(name).key]
-    write_table(folder / f"{name}.parquet", name, rows.sort_by(key))
+    # Whether it has to reach the disk is decided for the output as a whole.
+    write_table(folder / f"{name}.parquet", name, rows.sort_by(key), flush=False)
+
+
+@contextmanager
+def tables_of(folder: Path, names: Iterable[str]) -> Iterator[dict[str, TableWriter]]:
+    """Tables of a step's output that are written batch by batch, in the order of their keys."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(open_table(folder / f"{name}.parquet", name, flush=False))
+            for name in names
+        }
 
 
 def _array(value: Any, kind: pa.DataType) -> pa.Array:

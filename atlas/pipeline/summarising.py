@@ -1,7 +1,6 @@
 """Steps that read the whole text: shards of the corpus pass, loss effects, and the tables of one SAE."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from atlas.pipeline.inputs import (
     as_table,
     joined,
     side_by_side,
+    tables_of,
     the_analysed_text,
     the_model,
     the_saes,
@@ -36,7 +36,6 @@ from atlas.pipeline.keeping import the_residuals
 from atlas.pipeline.refining import pruned_of
 from atlas.sae.model import SAE
 from atlas.sites import partner
-from atlas.store.parquet import open_table
 
 _CORPUS_TABLES = ("features", "activation_counts", "position_counts", "token_stats", "examples")
 
@@ -65,15 +64,14 @@ def effects(context: Context) -> None:
 def summarise(context: Context) -> None:
     """All tables of one SAE that come from its activations and its weights."""
     item, model = context.step.item, the_model(context)
-    saes = the_saes(context, model)
-    sae, name = saes[item], {"sae": saes[item].info.name}
-    context.progress.update(0, sae.d_sae, "weights")
+    name = {"sae": context.plan.saes[item].name}
     work, ranges = _corpus_work(context, item)
     jobs: list[Callable[[], Any]] = [partial(_write_coactivation, context, item, name)]
     jobs += [partial(work, features) for features in ranges]
-    with ExitStack() as stack:
-        tables = {t: stack.enter_context(open_table(context.out / f"{t}.parquet", t)) for t in _CORPUS_TABLES}
-        results = stack.enter_context(side_by_side(jobs))
+    with tables_of(context.out, _CORPUS_TABLES) as tables, side_by_side(jobs) as results:
+        saes = the_saes(context, model)
+        d_sae = saes[item].d_sae
+        context.progress.update(0, d_sae, "weights")
         write_columns(context.out, "neighbours", name | neighbours(model, saes, item))
         of_features = _of_weights(context, model, saes, item)
         next(results)
@@ -82,7 +80,7 @@ def summarise(context: Context) -> None:
             for table, columns in found.items():
                 columns["feature"] = columns["feature"] + features.start
                 tables[table].write(as_table(table, name | columns))
-            context.progress.update(features.stop, sae.d_sae, "features")
+            context.progress.update(features.stop, d_sae, "features")
 
 
 def _corpus_work(

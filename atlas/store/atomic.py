@@ -75,11 +75,12 @@ def discard(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(final: Path) -> Iterator[Path]:
+def atomic_file(final: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write; afterwards it replaces ``final`` in one step.
 
-    An exception in the block discards what was written. Raises StoreError where the disk refuses or the
-    block wrote nothing.
+    Without ``flush`` a power cut may leave it empty: for files of a folder that is flushed as a whole, or not
+    at all (:func:`atomic_dir`). An exception in the block discards what was written. Raises StoreError where
+    the disk refuses or the block wrote nothing.
     """
     final = Path(final)
     work = work_path(final)
@@ -89,19 +90,22 @@ def atomic_file(final: Path) -> Iterator[Path]:
             yield work
             if not work.exists():
                 raise StoreError(f"cannot write {final}: nothing was written")
-            fsync_path(work)
+            if flush:
+                fsync_path(work)
             work.replace(final)
-            fsync_path(final.parent)
+            if flush:
+                fsync_path(final.parent)
         finally:
             discard(work)
 
 
 @contextmanager
-def atomic_dir(final: Path) -> Iterator[Path]:
+def atomic_dir(final: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary folder to fill; afterwards it is renamed to ``final``, which must not exist.
 
-    Raises ConflictError if ``final`` exists (a published folder is never changed), StoreError where the
-    disk refuses.
+    Without ``flush`` nobody waits for the disk, and a power cut may empty or spoil what was written in the
+    half minute before it: for what is checked when it is read, and soon made again. Raises ConflictError if
+    ``final`` exists (a published folder is never changed), StoreError where the disk refuses.
     """
     final = Path(final)
     if final.exists():
@@ -111,11 +115,11 @@ def atomic_dir(final: Path) -> Iterator[Path]:
         work.mkdir(parents=True)
         try:
             yield work
-            for path in sorted(work.rglob("*")):
+            for path in [*sorted(work.rglob("*")), work] if flush else ():
                 fsync_path(path)
-            fsync_path(work)
             _rename_dir(work, final)
-            fsync_path(final.parent)
+            if flush:
+                fsync_path(final.parent)
         finally:
             discard(work)
 

@@ -141,8 +141,8 @@ def _integers(kind: pa.DataType, path: str) -> list[str]:
 
 
 @contextmanager
-def open_table(path: Path, name: str) -> Iterator[TableWriter]:
-    """Write table ``name`` to ``path`` (Parquet, zstd) batch by batch, or not at all.
+def open_table(path: Path, name: str, *, flush: bool = True) -> Iterator[TableWriter]:
+    """Write table ``name`` to ``path`` (Parquet, zstd) batch by batch, or not at all; ``flush``: see atomic.
 
     Rows must come sorted by the table's key and unique in it, across all batches. Raises StoreError for
     anything else, and for a disk that refuses; then no file is left and an old one stays as it was.
@@ -153,15 +153,18 @@ def open_table(path: Path, name: str) -> Iterator[TableWriter]:
     # Integers are packed before they are compressed: in lists of sources that takes a third less time again.
     packed = {leaf: "DELTA_BINARY_PACKED" for f in declared.schema for leaf in _integers(f.type, f.name)}
     how = {"compression": "zstd", "use_dictionary": texts, "column_encoding": packed}
-    with atomic_file(Path(path)) as work, pq.ParquetWriter(work, declared.schema, **how) as writer:
+    with (
+        atomic_file(Path(path), flush=flush) as work,
+        pq.ParquetWriter(work, declared.schema, **how) as writer,
+    ):
         rows = TableWriter(declared, writer)
         yield rows
         rows.flush()
 
 
-def write_table(path: Path, name: str, data: Batches) -> int:
+def write_table(path: Path, name: str, data: Batches, *, flush: bool = True) -> int:
     """Write table ``name`` to ``path`` as ``open_table`` does; return the number of rows."""
-    with open_table(path, name) as writer:
+    with open_table(path, name, flush=flush) as writer:
         for batch in [data] if isinstance(data, pa.Table) else data:
             writer.write(batch)
     return writer.rows
