@@ -64,7 +64,7 @@ def examples(n=40, blocks=range(BLOCKS)):
 
 def attributed(store, residuals=None, kept=None, blocks=range(BLOCKS)):
     """The bytes of what DFA takes down of each SAE."""
-    work = DFAPass(tiny_model(), saes(), [kept or examples()] * 3, residuals)
+    work = DFAPass(tiny_model(), saes(), [kept or examples()] * 3, residuals, as_kept=True)
     work.run(store, blocks, NullProgress())
     found = []
     for rows, sums in zip(work.rows, work.sums, strict=True):
@@ -158,7 +158,7 @@ def test_forgetting_a_shard_leaves_the_others(store, tmp_path):
     kept_at(tmp_path).forget(range(4, BLOCKS))
     assert held_bytes(tmp_path) == 0
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
-    kept_at(tmp_path).forget(range(4)), "nothing there is nothing to do"
+    kept_at(tmp_path).forget(range(4))
 
 
 def test_a_folder_that_another_process_reads_stays(store, tmp_path):
@@ -193,25 +193,45 @@ def test_what_is_unused_can_be_removed(store, tmp_path):
     assert not said[0].exists()
 
 
-def test_few_examples_are_looked_at_alone(store, tmp_path):
+def test_few_examples_are_looked_at_alone(store, tmp_path, monkeypatch):
     """Kept or not, fewer than half of the blocks: only those are run, in batches of their own."""
+    asked = []
+    monkeypatch.setattr(
+        "atlas.analysis.second_look.capture", lambda *args: asked.append(args[1]) or capture(*args)
+    )
     keep(store, kept_at(tmp_path))
     few = examples(4)
-    assert len(set(few.block)) < BLOCKS / 2
+    blocks = sorted(set(few.block))
+    assert len(blocks) < BLOCKS / 2
     assert attributed(store, kept_at(tmp_path), few) == attributed(store, None, few)
+    expected = [TOKENS[blocks[start : start + BATCH]].tolist() for start in range(0, len(blocks), BATCH)]
+    assert [tokens.tolist() for tokens in asked] == 2 * expected
+
+
+def test_room_is_asked_for_a_shard_as_a_whole(store, tmp_path):
+    limit = int(3.6 * BATCH_BYTES)
+    bounded = kept_at(tmp_path, limit=limit)
+    assert bounded.has_room(range(BLOCKS))
+    assert not bounded.has_room(range(4 * BATCH))
+    keep(store, bounded, range(8))
+    assert not kept_at(tmp_path, limit=limit).has_room(range(8, 16))
+    assert kept_at(tmp_path, limit=limit).has_room(range(8, 12))
+    del bounded
+    assert kept_at(tmp_path, text="other", limit=limit).has_room(range(BLOCKS)), "the first makes room"
+    assert held_bytes(tmp_path) == 0
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 40), st.integers(1, 40), st.integers(1, 9), st.data())
-def test_batches_hold_every_block_that_is_asked_for_once(start, n, size, data):
+@given(st.integers(0, 40), st.integers(1, 40), st.integers(1, 9), st.booleans(), st.data())
+def test_batches_hold_every_block_that_is_asked_for_once(start, n, size, as_kept, data):
     within = range(start, start + n)
     kept = np.array(sorted(data.draw(st.sets(st.sampled_from(within)))), dtype=np.int64)
-    found = batches(kept, within, size)
+    found = batches(kept, within if as_kept else None, size)
     joined = np.concatenate([*found, np.empty(0, np.int64)])
     assert np.array_equal(joined, np.unique(joined))
     assert set(kept) <= set(joined) <= set(within)
     assert all(0 < len(one) <= size for one in found)
-    if 2 * len(kept) < n:
+    if not as_kept or 2 * len(kept) < n:
         assert set(joined) == set(kept)
     else:
         assert all((one[0] - start) % size == 0 for one in found)

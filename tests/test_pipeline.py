@@ -16,7 +16,7 @@ import torch
 from atlas.configs import AnalysisConfig, BuildConfig, SitesConfig
 from atlas.db.runs import list_runs
 from atlas.errors import Cancelled, ConfigError, ConflictError, StoreError
-from atlas.pipeline.execute import is_current, output_of, run_step, waiting_for
+from atlas.pipeline.execute import is_complete, is_current, is_sound, output_of, run_step, waiting_for
 from atlas.pipeline.local import run_local
 from atlas.pipeline.plan import make_plan
 from atlas.settings import load_settings
@@ -274,7 +274,7 @@ def test_dfa_without_the_kept_residual_stream_writes_the_same_bytes(home, tmp_pa
 
 
 def test_what_the_corpus_pass_kept_is_what_dfa_reads(home, tmp_path, monkeypatch):
-    """A shard that is made again keeps its text, DFA of it does not run the model; no step waits for the disk."""
+    """A shard made again keeps its text, and DFA of it does not run the model; neither waits for the disk."""
     flushed = []
     monkeypatch.setattr("atlas.store.atomic.fsync_path", flushed.append)
     copy = tmp_path / "home"
@@ -379,6 +379,18 @@ def test_an_altered_shard_is_noticed(tmp_path, home):
     path.write_bytes(bytes(data))
     with pytest.raises(StoreError, match=r"was changed on the disk \(acts-00001/value.npy\)"):
         run_step(plan, summary.name, settings, Quiet())
+
+
+def test_an_output_of_the_right_size_is_not_taken_for_sound(tmp_path, home):
+    """As a power cut may leave it: before it is shared, its content is looked at."""
+    folder = next(home.glob("steps/shard-*"))
+    shutil.copytree(folder, tmp_path / folder.name)
+    shutil.copytree(folder, tmp_path / "spoiled")
+    path = next((tmp_path / "spoiled").glob("acts-00000/token*"))
+    path.write_bytes(bytes(path.stat().st_size))
+    assert is_complete(tmp_path / "spoiled")
+    assert not is_sound(tmp_path / "spoiled")
+    assert is_sound(tmp_path / folder.name)
 
 
 def test_other_sites_build_too(tmp_path):

@@ -43,8 +43,9 @@ from atlas.sae.model import SAE
 log = logging.getLogger(__name__)
 
 BATCH_BLOCKS = 16
-_TOGETHER = 8
-"""Blocks whose examples are worked on together: each call then has enough to do."""
+_TOGETHER, _ENTRIES = 8, 1 << 22
+"""Blocks whose examples are worked on together, so that each call has enough to do; fewer where their
+patterns would have more entries than this."""
 
 
 class Kept(NamedTuple):
@@ -100,7 +101,8 @@ def reading_of(model: LanguageModel, sae: SAE) -> Reading:
 class DFAPass:
     """Looks again at the kept examples of SAEs on z and attn_out; each block with an example is read once.
 
-    With ``residuals`` the model is asked only for blocks that are not kept there.
+    With ``residuals`` the model runs only if they are not all there. ``as_kept``: blocks are read in the
+    batches in which the corpus pass keeps them, wherever that is not more than twice as many.
     """
 
     def __init__(
@@ -109,8 +111,10 @@ class DFAPass:
         saes: Sequence[SAE],
         kept: Sequence[Kept],
         residuals: KeptResiduals | None = None,
+        *,
+        as_kept: bool = False,
     ) -> None:
-        self.model, self.saes, self.residuals = model, saes, residuals
+        self.model, self.saes, self.residuals, self.as_kept = model, saes, residuals, as_kept
         self.kept = [one.at(np.argsort(one.block, kind="stable")) for one in kept]
         self.readings = [reading_of(model, sae) for sae in saes]
         self._begin()
@@ -124,7 +128,7 @@ class DFAPass:
     def run(self, store: TokenStore, blocks: range, progress: Progress) -> None:
         """Attribute every kept example; all of them lie in ``blocks``."""
         kept = np.unique(np.concatenate([k.block for k in self.kept])) if self.kept else np.empty(0, np.int64)
-        todo = batches(kept, blocks, batch_of(BATCH_BLOCKS))
+        todo = batches(kept, blocks if self.as_kept else None, batch_of(BATCH_BLOCKS))
         if self.residuals is not None and self.residuals.hold(todo):
             try:
                 self._replay(self.residuals, store, todo, progress)
@@ -176,8 +180,10 @@ class DFAPass:
 
     @torch.no_grad()
     def _of_sae(self, number: int, blocks: Ints, tokens: Ints, look: Look) -> None:
-        for start in range(0, len(blocks), _TOGETHER):
-            some = slice(start, start + _TOGETHER)
+        per_block = len(self.readings[number].heads) * tokens.shape[1] ** 2
+        together = max(1, min(_TOGETHER, _ENTRIES // per_block))
+        for start in range(0, len(blocks), together):
+            some = slice(start, start + together)
             low, high = np.searchsorted(self.kept[number].block, [blocks[some][0], blocks[some][-1] + 1])
             if low < high:
                 rows = self.kept[number].at(slice(low, high))

@@ -2,8 +2,8 @@
 
 DFA looks again at nearly every block of the text, at patterns and values alone. Both follow from the residual
 stream that enters a layer (``atlas.lm.attention``), in a third of the time of a whole pass and bit for bit;
-it takes 4 d_model bytes per token and layer. What is not here, because the bound was reached or another
-machine read that text, comes from the model, so the tables are the same with it and without.
+it takes 4 d_model bytes per token and layer. For a shard that is not here as a whole, because the bound was
+reached or another machine read it, the model runs again, so the tables are the same with it and without.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,9 @@ from atlas.lm.load import LanguageModel
 from atlas.sae.cache_files import Shard, raw
 from atlas.sae.cache_store import ActivationStore, values_of
 from atlas.sites import Site
+
+_FOR_HEADERS = 50
+"""Room is asked for a fiftieth more, for headers and digests."""
 
 
 class KeptResiduals:
@@ -44,8 +47,16 @@ class KeptResiduals:
     ) -> None:
         self.sites = tuple(Site("resid_pre", layer) for layer in sorted(set(layers)))
         about = dict(text) | values_of(model, int(str(text["context"])), "float32", batch_blocks)
+        # As many may add up in another order.
+        about["threads"] = torch.get_num_threads()
         d_in = partial(Site.d_in, shape=model.shape)
         self.on_disk = ActivationStore(folder, about, self.sites, d_in, limit_bytes)
+
+    def has_room(self, blocks: range) -> bool:
+        """Whether all of these blocks fit under the bound; a part of a shard would be of no use."""
+        d_in = sum(self.on_disk.d_in(site) for site in self.sites)
+        size = len(blocks) * self.on_disk.context * d_in * self.on_disk.dtype.itemsize
+        return self.on_disk.folder.has_room(size + size // _FOR_HEADERS, self.on_disk.limit_bytes)
 
     def write(self, blocks: range, activations: Mapping[Site, Tensor]) -> None:
         """Keep what a batch showed, as far as there is room."""

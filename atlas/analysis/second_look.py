@@ -75,18 +75,18 @@ def _project(model: LanguageModel, layer: int, enters: Callable[[], Tensor]) -> 
     return project(model, layer, enters())
 
 
-def batches(kept: Ints, within: range, size: int) -> list[Ints]:
+def batches(kept: Ints, within: range | None, size: int) -> list[Ints]:
     """The blocks to look at, ``size`` at a time, when those of ``kept`` are asked for.
 
-    Where at least half of the blocks are, batches are those in which the corpus pass reads all of them, so
-    that what it kept of them fits; else only the blocks asked for are read.
+    Where at least half of the blocks ``within`` are, batches are those in which the corpus pass reads all of
+    them, so that what it kept of them fits; else only the blocks asked for are read.
 
     >>> [b.tolist() for b in batches(np.array([5, 6, 9]), range(4, 9), 2)]
     [[4, 5], [6, 7]]
     >>> [b.tolist() for b in batches(np.array([5, 8]), range(4, 9), 2)]
     [[5, 8]]
     """
-    if 2 * len(kept) < len(within):
+    if within is None or 2 * len(kept) < len(within):
         return [kept[start : start + size] for start in range(0, len(kept), size)]
     all_of_them = (np.arange(start, min(start + size, within.stop)) for start in within[::size])
     return [blocks for blocks in all_of_them if np.isin(blocks, kept).any()]

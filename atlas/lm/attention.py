@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from atlas.lm.hooks import capture
@@ -67,26 +67,34 @@ def attend(
 def replays(model: LanguageModel, blocks: int, context: int) -> bool:
     """Whether ``project`` and ``attend`` give what a whole pass gives, in every bit, tried on tokens.
 
-    Of a batch like the real ones, and in one thread against all: sizes of a product and threads may decide in
-    which order it is added up.
+    In the first, a middle and the last layer; of a batch like the real ones and of a short one, a part of
+    their blocks at a time, of all heads and of one, and in one thread against all: sizes of a product and
+    threads may decide in which order it is added up.
     """
-    layers = range(model.shape.n_layers)
+    n = model.shape.n_layers
     tokens = torch.arange(blocks * context, device=model.device).reshape(blocks, context)
-    sites = [Site(kind, layer) for layer in layers for kind in ("resid_pre", "z")]
-    hooks = [f"blocks.{layer}.attn.hook_{what}" for layer in layers for what in ("pattern", "v")]
-    seen, raw = capture(model, tokens % model.shape.d_vocab, sites, hooks)
+    batches = [tokens % model.shape.d_vocab, tokens[:1] % model.shape.d_vocab]
     try:
-        return all(in_lanes(lambda layer: _same(model, layer, seen, raw), layers, model.device))
-    except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
+        return all(_same(model, layer, batch) for layer in {0, n // 2, n - 1} for batch in batches)
+    except (AttributeError, RuntimeError, TypeError, ValueError, LookupError):
         return False
 
 
-def _same(model: LanguageModel, layer: int, seen: dict[Site, Tensor], raw: dict[str, Tensor]) -> bool:
-    heads = project(model, layer, seen[Site("resid_pre", layer)])
-    pattern, z = attend(heads)
-    pairs = (
-        (pattern, raw[f"blocks.{layer}.attn.hook_pattern"]),
-        (heads.v, raw[f"blocks.{layer}.attn.hook_v"]),
-        (z.flatten(2), seen[Site("z", layer)]),
-    )
-    return all(torch.equal(one, other) for one, other in pairs)
+def _same(model: LanguageModel, layer: int, tokens: Int[Tensor, "blocks pos"]) -> bool:
+    resid_pre, z = Site("resid_pre", layer), Site("z", layer)
+    pattern, v = (f"blocks.{layer}.attn.hook_{what}" for what in ("pattern", "v"))
+    seen, raw = capture(model, tokens, [resid_pre, z], [pattern, v])
+    last, every = model.shape.n_heads - 1, list(range(model.shape.n_heads))
+    whole_z = seen[z].reshape(*tokens.shape, len(every), model.shape.d_head)
+
+    def same(part: tuple[slice, list[int]]) -> bool:
+        blocks, some = part
+        heads = project(model, layer, seen[resid_pre]).at(blocks, some)
+        found, found_z = attend(heads)
+        pairs = ((heads.v, raw[v]), (found_z, whole_z))
+        return torch.equal(found, raw[pattern][blocks][:, some]) and all(
+            torch.equal(one, other[blocks][:, :, some]) for one, other in pairs
+        )
+
+    parts = [(slice(0, 8), every), (slice(1, 3), every), (slice(0, 8), [last])]
+    return all(in_lanes(same, parts, model.device))

@@ -27,11 +27,12 @@ from atlas.pipeline.inputs import (
     tables_of,
     the_analysed_text,
     the_model,
+    the_residuals,
     the_sae,
     the_saes,
     write_columns,
 )
-from atlas.pipeline.keeping import the_residuals
+from atlas.pipeline.keeping import can_keep
 from atlas.sae.model import SAE
 
 FEATURES_AT_ONCE = 512
@@ -43,11 +44,12 @@ def dfa(context: Context) -> None:
     asked = context.plan.shard_blocks(context.step.item)
     blocks = range(min(asked.start, len(store)), min(asked.stop, len(store)))
     found = [(item, sae) for item, sae in enumerate(the_saes(context, model)) if reads_heads(sae)]
-    residuals = the_residuals(context, model, [sae for _, sae in found])
+    saes = [sae for _, sae in found]
+    residuals, as_kept = the_residuals(context, model, saes), can_keep(context.plan.config, model, saes)
     summaries = context.plan.of_kind("summarise")
     paths = [context.input(summaries[item].name) / "examples.parquet" for item, _ in found]
     with side_by_side([partial(_kept, path, blocks) for path in paths]) as kept:
-        work = DFAPass(model, [sae for _, sae in found], list(kept), residuals)
+        work = DFAPass(model, saes, list(kept), residuals, as_kept=as_kept)
     work.run(store, blocks, context.progress)
     saves: list[Callable[[], None]] = []
     for (item, _), rows, sums in zip(found, work.rows, work.sums, strict=True):

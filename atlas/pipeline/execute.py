@@ -167,6 +167,11 @@ def damaged_files(folder: Path) -> list[str]:
     return found
 
 
+def is_sound(folder: Path) -> bool:
+    """Whether a step's output is complete and its content what was published."""
+    return is_complete(folder) and not damaged_files(folder)
+
+
 def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> None:
     """Carry out a step whose needs are met; does nothing if its output is current.
 
@@ -183,7 +188,7 @@ def run_step(plan: Plan, name: str, settings: Settings, progress: Progress) -> N
     final = output_of(step, settings)
     scratch = settings.steps / f".scratch-{step.folder}"
     with lock(settings.steps / f".lock-{step.folder}"), shared_of(settings).working(final, scratch) as shared:
-        if is_current(step, settings) or (step.kind != "publish" and shared.give(final, is_complete)):
+        if is_current(step, settings) or (step.kind != "publish" and shared.give(final, is_sound)):
             return
         sweep_for(final)
         # A release that is no longer the current one, or an output that somebody damaged.

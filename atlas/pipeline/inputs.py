@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from atlas.analysis.residuals import KeptResiduals
 from atlas.corpus.stores import TextStores
 from atlas.corpus.tokens import TokenStore
 from atlas.lm.load import LanguageModel, load_model
 from atlas.lm.runtime import lanes, prepare_torch
 from atlas.pipeline.execute import Context
+from atlas.pipeline.keeping import kept_residuals
 from atlas.sae.files import load_sae
 from atlas.sae.harvest import Harvest, Source, Stream
 from atlas.sae.model import SAE
@@ -80,6 +82,12 @@ def the_analysed_text(context: Context) -> TokenStore:
     names = [name for name in context.step.needs if context.plan.step(name).kind == "tokens"]
     stores = [TokenStore(context.input(name)) for name in names]
     return stores[0] if len(stores) == 1 else TextStores(stores)
+
+
+def the_residuals(context: Context, model: LanguageModel, saes: Sequence[SAE]) -> KeptResiduals | None:
+    """The residual stream between the corpus pass and DFA of these SAEs, where it is to be kept."""
+    plan = context.plan
+    return kept_residuals(plan.config, plan.step("tokens").digest, context.settings, model, saes)
 
 
 def analysed_blocks(context: Context, store: TokenStore) -> int:

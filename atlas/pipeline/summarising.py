@@ -29,10 +29,10 @@ from atlas.pipeline.inputs import (
     tables_of,
     the_analysed_text,
     the_model,
+    the_residuals,
     the_saes,
     write_columns,
 )
-from atlas.pipeline.keeping import the_residuals
 from atlas.pipeline.refining import pruned_of
 from atlas.sae.model import SAE
 from atlas.sites import partner
@@ -46,7 +46,10 @@ def shard(context: Context) -> None:
     asked = context.plan.shard_blocks(context.step.item)
     blocks = range(min(asked.start, len(store)), min(asked.stop, len(store)))
     saes = the_saes(context, model)
-    work = ShardPass(model, saes, store, the_residuals(context, model, saes))
+    residuals = the_residuals(context, model, saes)
+    if residuals is not None and not residuals.has_room(blocks):
+        residuals = None
+    work = ShardPass(model, saes, store, residuals)
     work.run(blocks, context.progress)
     work.save(context.out)
 

@@ -141,9 +141,18 @@ class CacheFolder:
         if any(name.endswith(SUFFIX) for name in _listed(self.folder)):
             return
         with suppress(OSError):  # others use it
-            fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(self.folder)
-            fcntl.flock(self._in_use, fcntl.LOCK_SH)
+            try:
+                fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(self.folder)
+            finally:
+                fcntl.flock(self._in_use, fcntl.LOCK_SH)
+
+    def has_room(self, size: int, limit: int) -> bool:
+        """Whether so many bytes fit under the bound of all caches; others that nobody uses are evicted."""
+        with self._locked():
+            sizes = _sizes(self.root)
+            self._evict(sizes, size, limit)
+            return sum(sizes.values()) + size <= limit
 
     def reserve(self, name: str, size: int, limit: int) -> Room | None:
         """Room for a shard, or None where the bound is reached."""
