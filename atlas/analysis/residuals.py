@@ -1,9 +1,9 @@
 """The residual stream kept on disk between the corpus pass and DFA, so that the model need not run twice.
 
 DFA looks again at nearly every block of the text, at patterns and values alone. Both follow from the residual
-stream that enters a layer (``atlas.lm.attention``), in a third of the time of a whole pass and bit for bit;
-it takes 4 d_model bytes per token and layer. For a shard that is not here as a whole, because the bound was
-reached or another machine read it, the model runs again, so the tables are the same with it and without.
+stream that enters a layer (``atlas.lm.attention``), in less than half the time of a whole pass and bit for
+bit; it takes 4 d_model bytes per token and layer. For a shard that is not here as a whole, because the bound
+was reached or another machine read it, the model runs again, so the tables are the same with it and without.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ class KeptResiduals:
     ) -> None:
         self.sites = tuple(Site("resid_pre", layer) for layer in sorted(set(layers)))
         about = dict(text) | values_of(model, int(str(text["context"])), "float32", batch_blocks)
-        # As many may add up in another order.
+        # Another number of them may add up in another order.
         about["threads"] = torch.get_num_threads()
         d_in = partial(Site.d_in, shape=model.shape)
         self.on_disk = ActivationStore(folder, about, self.sites, d_in, limit_bytes)

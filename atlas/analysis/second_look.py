@@ -1,7 +1,6 @@
 """Patterns, values and z of some blocks, seen again: by a whole pass, or from what enters each layer."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from threading import Lock
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -59,20 +58,21 @@ class Replay:
     """
 
     def __init__(self, model: LanguageModel, layer: int, enters: Callable[[], Tensor]) -> None:
-        self._project, self._lock = partial(_project, model, layer, enters), Lock()
+        self.model, self.layer, self._enters = model, layer, enters
+        self._lock = Lock()
         self._heads: QKV | None = None
+
+    def _all_heads(self) -> QKV:
+        with self._lock:
+            if self._heads is None:
+                self._heads = project(self.model, self.layer, self._enters())
+            return self._heads
 
     def at(self, site: Site, blocks: slice) -> Attention:
         """What some of the blocks showed at a site."""
-        with self._lock:
-            self._heads = self._heads or self._project()
-        heads = self._heads.at(blocks, None if site.head is None else [site.head])
+        heads = self._all_heads().at(blocks, None if site.head is None else [site.head])
         pattern, z = attend(heads)
         return Attention(pattern, heads.v, z.flatten(2))
-
-
-def _project(model: LanguageModel, layer: int, enters: Callable[[], Tensor]) -> QKV:
-    return project(model, layer, enters())
 
 
 def batches(kept: Ints, within: range | None, size: int) -> list[Ints]:

@@ -40,7 +40,7 @@ def project(model: LanguageModel, layer: int, resid_pre: Float[Tensor, "blocks p
     """What a layer's heads see of the residual stream before it."""
     block, d_head = model.bridge.blocks[layer], model.shape.d_head
     x = block.ln1(resid_pre)
-    parts = [project(x) for project in (block.attn.q, block.attn.k, block.attn.v)]
+    parts = [linear(x) for linear in (block.attn.q, block.attn.k, block.attn.v)]
     return QKV(*(part.reshape(*part.shape[:2], -1, d_head) for part in parts))
 
 

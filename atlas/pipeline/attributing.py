@@ -23,6 +23,7 @@ from atlas.lm.load import LanguageModel
 from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import (
     as_table,
+    shard_blocks,
     side_by_side,
     tables_of,
     the_analysed_text,
@@ -41,8 +42,7 @@ FEATURES_AT_ONCE = 512
 def dfa(context: Context) -> None:
     """DFA of the kept examples in one shard of the text, of every SAE that reads heads."""
     model, store = the_model(context), the_analysed_text(context)
-    asked = context.plan.shard_blocks(context.step.item)
-    blocks = range(min(asked.start, len(store)), min(asked.stop, len(store)))
+    blocks = shard_blocks(context, store)
     found = [(item, sae) for item, sae in enumerate(the_saes(context, model)) if reads_heads(sae)]
     saes = [sae for _, sae in found]
     residuals, as_kept = the_residuals(context, model, saes), can_keep(context.plan.config, model, saes)

@@ -90,6 +90,12 @@ def the_residuals(context: Context, model: LanguageModel, saes: Sequence[SAE]) -
     return kept_residuals(plan.config, plan.step("tokens").digest, context.settings, model, saes)
 
 
+def shard_blocks(context: Context, store: TokenStore) -> range:
+    """The blocks of the step's shard, as far as the text goes."""
+    asked = context.plan.shard_blocks(context.step.item)
+    return range(min(asked.start, len(store)), min(asked.stop, len(store)))
+
+
 def analysed_blocks(context: Context, store: TokenStore) -> int:
     """Blocks that the tables summarise."""
     return min(context.plan.config.analysis.blocks, len(store))

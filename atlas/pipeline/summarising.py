@@ -25,6 +25,7 @@ from atlas.pipeline.inputs import (
     analysed_blocks,
     as_table,
     joined,
+    shard_blocks,
     side_by_side,
     tables_of,
     the_analysed_text,
@@ -43,8 +44,7 @@ _CORPUS_TABLES = ("features", "activation_counts", "position_counts", "token_sta
 def shard(context: Context) -> None:
     """One shard of the corpus pass."""
     model, store = the_model(context), the_analysed_text(context)
-    asked = context.plan.shard_blocks(context.step.item)
-    blocks = range(min(asked.start, len(store)), min(asked.stop, len(store)))
+    blocks = shard_blocks(context, store)
     saes = the_saes(context, model)
     residuals = the_residuals(context, model, saes)
     if residuals is not None and not residuals.has_room(blocks):

@@ -1,9 +1,8 @@
 """Files and folders that appear whole or not at all, and locks that refuse a second writer.
 
 Work is done under a hidden name beside the final one, flushed to the disk (unless that is not asked for), and
-renamed. Whatever goes
-wrong on the way (a full disk, a missing permission, an exception of the caller) leaves neither the
-hidden name nor a changed final name.
+renamed. Whatever goes wrong on the way (a full disk, a missing permission, an exception of the caller) leaves
+neither the hidden name nor a changed final name.
 """
 
 import errno
