@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from atlas.errors import SAEError
+from atlas.kernels.largest import GROUP
 from atlas.sae import topk
-from atlas.sae.topk import GROUP, top_k, top_of_batch
+from atlas.sae.topk import top_k, top_of_batch
 
 FEW_VALUES = st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 0.5, 2.0, np.inf])
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])

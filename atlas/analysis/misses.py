@@ -15,7 +15,7 @@ from torch import Tensor
 from atlas.analysis.arrays import UNREADABLE
 from atlas.analysis.examples import N_NEGATIVE, Misses
 from atlas.errors import StoreError
-from atlas.kernels.misses import first_places, insert
+from atlas.kernels.misses import add_blocks, insert, leave_out
 
 
 class NearMisses:
@@ -35,13 +35,19 @@ class NearMisses:
 
     def update(self, pre: Float[Tensor, "blocks positions d_sae"], first_block: int) -> None:
         """Add consecutive blocks without their position 0; -inf where a feature fires."""
+        if pre.is_cuda:
+            self._search(pre, first_block)
+        else:
+            add_blocks(pre.numpy(), first_block * self.context + 1, self.context, self.pre, self.token)
+
+    def _search(self, pre: Float[Tensor, "blocks positions d_sae"], first_block: int) -> None:
+        """``update`` on a GPU, which finds the largest of all blocks at once."""
         best = pre.amax(1)
         least = torch.from_numpy(self.pre[:, -1]).to(best.device)
-        block, feature = (best > least).nonzero(as_tuple=True)
-        if not len(block):
-            return
-        token = (block + first_block) * self.context + _first_places(pre, best, block, feature) + 1
-        self._add(feature.cpu().numpy(), token.cpu().numpy(), best[block, feature].cpu().numpy())
+        block, feature = ((best >= least) & (best > -torch.inf)).nonzero(as_tuple=True)
+        if len(block):
+            token = (block + first_block) * self.context + pre[block, :, feature].argmax(1) + 1
+            self._add(feature.cpu().numpy(), token.cpu().numpy(), best[block, feature].cpu().numpy())
 
     def merge(self, other: "NearMisses") -> "NearMisses":
         """The near misses of both texts together; their blocks are different ones."""
@@ -77,15 +83,12 @@ class NearMisses:
         return found
 
 
-def _first_places(
-    pre: Float[Tensor, "blocks positions d_sae"],
-    best: Float[Tensor, "blocks d_sae"],
-    block: Int[Tensor, " n"],
-    feature: Int[Tensor, " n"],
-) -> Int[Tensor, " n"]:
-    """Where in its block each feature first has its largest value."""
+def without_firing(
+    pre: Float[Tensor, "n d_sae"], row: Int[Tensor, " n_active"], feature: Int[Tensor, " n_active"]
+) -> Float[Tensor, "n d_sae"]:
+    """The same pre-activations with -inf where a feature fires, in their place."""
     if pre.is_cuda:
-        return pre[block, :, feature].argmax(1)
-    place = np.empty(len(block), np.int64)
-    first_places(pre.numpy(), best.numpy(), block.numpy(), feature.numpy(), place)
-    return torch.from_numpy(place)
+        pre[row, feature] = -torch.inf
+    else:
+        leave_out(pre.numpy(), row.numpy(), feature.numpy())
+    return pre

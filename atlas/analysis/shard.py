@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atlas.analysis.acts import FeatureActs, StoredActs
-from atlas.analysis.misses import NearMisses
+from atlas.analysis.misses import NearMisses, without_firing
 from atlas.analysis.residuals import KeptResiduals
 from atlas.analysis.variance import ActiveShares, Moments
 from atlas.analysis.weights import attribution_directions
@@ -63,8 +63,8 @@ class SAEPass:
             scale = sae.scale(x)
             scaled = x if scale is None else x / scale.size
             self.shares.update(scaled, row, feature, value - sae.bias_term[feature])
-        pre[row, feature] = -torch.inf
-        self.misses.update(pre.reshape(-1, positions, sae.d_sae), first_block)
+        missed = without_firing(pre, row, feature)
+        self.misses.update(missed.reshape(-1, positions, sae.d_sae), first_block)
 
     def save(self, folder: Path, number: int) -> None:
         """Write what was taken down."""

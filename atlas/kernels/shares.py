@@ -11,22 +11,39 @@ Sums = npt.NDArray[np.float64]
 
 
 @compiled
-def _add_tokens(row: Ints, p: Floats, x: Floats, total: Floats, times_p: Floats) -> int:
-    """Add the first four tokens of a feature, or the first; how many were added.
-
-    Four at once, because each addition to the sums reads and writes them.
-    """
-    if len(row) < 4:
-        one, weight = x[row[0]], p[0]
-        for c in range(len(total)):
-            total[c] += one[c]
-            times_p[c] += weight * one[c]
-        return 1
+def _add_four(x: Floats, row: Ints, p: Floats, total: Floats, times_p: Floats) -> None:
+    """Add four tokens of a feature; at once, because each addition to the sums reads and writes them."""
     a, b, c, d = x[row[0]], x[row[1]], x[row[2]], x[row[3]]
+    of_a, of_b, of_c, of_d = p[0], p[1], p[2], p[3]
     for i in range(len(total)):
         total[i] += (a[i] + b[i]) + (c[i] + d[i])
-        times_p[i] += (p[0] * a[i] + p[1] * b[i]) + (p[2] * c[i] + p[3] * d[i])
-    return 4
+        times_p[i] += (of_a * a[i] + of_b * b[i]) + (of_c * c[i] + of_d * d[i])
+
+
+@compiled
+def _add_one(one: Floats, p: float, total: Floats, times_p: Floats) -> None:
+    """Add one token of a feature."""
+    for i in range(len(total)):
+        total[i] += one[i]
+        times_p[i] += p * one[i]
+
+
+@compiled
+def _sum_runs(values: Floats, width: int) -> None:
+    """Put the sums of runs of ``width`` to the front; halves are added up for as long as there are any.
+
+    All runs at once: a loop over one of them is too short for a processor's lanes.
+    """
+    n = len(values)
+    while width % 2 == 0:
+        n, width = n // 2, width // 2
+        for i in range(n):
+            values[i] = values[2 * i] + values[2 * i + 1]
+    for run in range(n // width):
+        total = np.float32(0)
+        for i in range(width):
+            total += values[run * width + i]
+        values[run] = total
 
 
 @compiled
@@ -39,19 +56,22 @@ def add_shares(
     """
     d_sae, n_heads = by_head.shape
     d_in = x.shape[1]
-    width = d_in // n_heads
     total, times_p = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
     for f in range(d_sae):
-        if starts[f] < starts[f + 1]:
+        i, end, W = starts[f], starts[f + 1], directions[f]
+        if i < end:
             total[:], times_p[:] = 0, 0
-            i, end = starts[f], starts[f + 1]
+            while i + 4 <= end:
+                _add_four(x, row[i : i + 4], p[i : i + 4], total, times_p)
+                i += 4
             while i < end:
-                i += _add_tokens(row[i:end], p[i:end], x, total, times_p)
+                _add_one(x[row[i]], p[i], total, times_p)
+                i += 1
+            for c in range(d_in):
+                total[c] *= W[c]
+                times_p[c] *= W[c]
+            _sum_runs(total, d_in // n_heads)
+            _sum_runs(times_p, d_in // n_heads)
             for h in range(n_heads):
-                low = h * width
-                W, one, other = directions[f, low : low + width], np.float32(0), np.float32(0)
-                for c in range(len(W)):
-                    one += total[low + c] * W[c]
-                    other += times_p[low + c] * W[c]
-                by_head[f, h] += one
-                weighted[f, h] += other
+                by_head[f, h] += total[h]
+                weighted[f, h] += times_p[h]
