@@ -31,12 +31,13 @@ def mixed_all(x: Hashes) -> Hashes:
 
 @compiled
 def _offer(value: np.uint64, at: int, kept: Hashes, place: Ints, n: int) -> int:
-    """Keep ``at`` if its hash is among the smallest, of equals the earlier; how many are kept."""
+    """Keep ``at``, whose hash is below the last one kept or finds room; of equals the earlier is first.
+
+    How many are kept then.
+    """
     slot = n
     while slot > 0 and value < kept[slot - 1]:
         slot -= 1
-    if slot == len(kept):
-        return n
     for later in range(min(n, len(kept) - 1), slot, -1):
         kept[later], place[later] = kept[later - 1], place[later - 1]
     kept[slot], place[slot] = value, at
@@ -59,13 +60,17 @@ def draw(
     upper, lower = np.empty(of_part.shape[2], np.uint64), np.empty(of_all.shape[1], np.uint64)
     for f in range(len(of_part)):
         n, rank, any_of_all = starts[f + 1] - starts[f], starts[f], 0
+        of_feature = of_all[f]
         for g in range(parts - 1, -1, -1):
-            drawn, end = 0, starts[f + 1] - (g * n + parts - 1) // parts
+            drawn, end, mine = 0, starts[f + 1] - (g * n + parts - 1) // parts, of_part[f, g]
             for at in range(rank, end):
                 value = mixed(salt[f] + np.uint64(token[strongest[at]]))
-                drawn = _offer(value >> _UPPER, at, upper, of_part[f, g], drawn)
-                any_of_all = _offer(value & _LOWER, at, lower, of_all[f], any_of_all)
+                # Nearly all are told here, without a call.
+                if drawn < len(upper) or value >> _UPPER < upper[-1]:
+                    drawn = _offer(value >> _UPPER, at, upper, mine, drawn)
+                if any_of_all < len(lower) or value & _LOWER < lower[-1]:
+                    any_of_all = _offer(value & _LOWER, at, lower, of_feature, any_of_all)
             rank, counts[f, g] = end, drawn
-            of_part[f, g, :drawn].sort()
+            mine[:drawn].sort()
         counts[f, parts] = any_of_all
         of_all[f, :any_of_all].sort()

@@ -1,6 +1,6 @@
 """Steps that read the whole text: shards of the corpus pass, loss effects, and the tables of one SAE."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,10 +68,16 @@ def summarise(context: Context) -> None:
     """All tables of one SAE that come from its activations and its weights."""
     item, model = context.step.item, the_model(context)
     name = {"sae": context.plan.saes[item].name}
-    work, ranges = _corpus_work(context, item)
-    jobs: list[Callable[[], Any]] = [partial(_write_coactivation, context, item, name)]
-    jobs += [partial(work, features) for features in ranges]
-    with tables_of(context.out, _CORPUS_TABLES) as tables, side_by_side(jobs) as results:
+    ranges: list[range] = []
+
+    def jobs() -> Iterator[Callable[[], Any]]:
+        yield partial(_write_coactivation, context, item, name)
+        # Looked up while that one has begun.
+        work, found = _corpus_work(context, item)
+        ranges.extend(found)
+        yield from (partial(work, features) for features in found)
+
+    with tables_of(context.out, _CORPUS_TABLES) as tables, side_by_side(jobs()) as results:
         saes = the_saes(context, model)
         d_sae = saes[item].d_sae
         context.progress.update(0, d_sae, "weights")
