@@ -5,8 +5,8 @@
 Runs the real steps of a build over SAEs on z (made from samples of the activations, TopK 32), each once,
 and prints seconds by the clock and of the processors, and peak memory, by kind of step. "Bare" is what
 anybody would run who wants feature activations and no analysis: transformer_lens up to the last z, and every
-SAE's encoder in plain torch (addmm, topk, relu, scatter), over the same blocks, with nothing kept. It does not
-move when Head Atlas's own selection of the k largest gets faster; a second figure has that in place of
+SAE's encoder in plain torch (addmm, topk, relu, scatter), over the same blocks, with nothing kept. It does
+not move when Head Atlas's own selection of the k largest gets faster; a second figure has that in place of
 torch.topk, and no dense activations: the same work as in the analysis itself. Both are measured over some
 blocks at a time, before the steps and after every second one, so that a machine whose speed drifts slows all
 alike; the sums are scaled to all blocks. Processor seconds are all threads' together, and what to compare on
