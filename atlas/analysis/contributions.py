@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from atlas.analysis.acts import Ints, first_of_runs
-from atlas.kernels.contributions import attribute
+from atlas.kernels.contributions import attribute, read_rows
 from atlas.kernels.sources import MOST_SOURCES, keep_largest
 
 
@@ -50,6 +50,18 @@ def contributions(
     # Written example by example: everything that follows reads one example's heads and sources together.
     dense = per_source.new_empty(len(position), *pattern.shape[::2]) if out is None else out
     return torch.mul(pattern[:, position].transpose(0, 1), per_source.transpose(0, 1), out=dense)
+
+
+def linear_parts(
+    x: Float[Tensor, "blocks pos d_in"], places: Places, weights: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, " n"]:
+    """x . W of each example: its position's activation times its feature's row."""
+    if x.device.type == "cpu":
+        out = np.empty(len(places.feature), np.float32)
+        read_rows(x.float().numpy(), places.block, places.position, weights.numpy(), places.feature, out)
+        return torch.from_numpy(out)
+    feature, block, position = (torch.from_numpy(part).to(x.device) for part in places[:3])
+    return torch.linalg.vecdot(x[block, position].float(), weights[feature])
 
 
 def _read(

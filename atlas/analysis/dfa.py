@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atlas.analysis.acts import Ints
-from atlas.analysis.contributions import Largest, Places, attributed
+from atlas.analysis.contributions import Largest, Places, attributed, linear_parts
 from atlas.analysis.dfa_rows import DFARows, Sources, Split
 from atlas.analysis.dfa_sums import DFASums, matched_prefix
 from atlas.analysis.examples import TOP
@@ -194,16 +194,12 @@ class DFAPass:
     def _examples(self, number: int, kept: Kept, block: Ints, tokens: Ints, seen: Attention) -> None:
         """Examples of a few blocks, sorted by their place among them."""
         sae, reading = self.saes[number], self.readings[number]
-        feature, position, at = (
-            torch.from_numpy(part).to(seen.x.device) for part in (kept.feature, kept.position, block)
-        )
-        x = seen.x[at, position].float()
-        own = (reading.directions.flatten(1) if reading.W_enc is None else reading.W_enc)[feature]
-        linear, offset = torch.linalg.vecdot(x, own), reading.offset[feature]
-        scale, bias = sae.scale(x), sae.bias_term[feature]
-        per_unit = torch.ones_like(linear) if scale is None else 1 / scale.size[:, 0]
-        linear, offset = linear * per_unit, offset * per_unit
         places = Places(kept.feature, block, kept.position, kept.is_top)
+        own = reading.directions.flatten(1) if reading.W_enc is None else reading.W_enc
+        linear, per_unit = linear_parts(seen.x, places, own), _per_unit(sae, seen.x, places)
+        feature = torch.from_numpy(kept.feature).to(seen.x.device)
+        bias, offset = sae.bias_term[feature], reading.offset[feature] * per_unit
+        linear = linear * per_unit
         found = attributed(places, seen.pattern, seen.v, reading.directions, per_unit)
         sources = _named(found.largest, np.array(reading.heads), seen.pattern.shape[3])
         text = tokens[block]
@@ -214,6 +210,14 @@ class DFAPass:
             top, by_head = kept.at(at_top), found.by_head.numpy()[at_top]
             rows = text[at_top], found.top, by_head, matched[at_top]
             self.sums[number].update(top.feature, top.position, *rows)
+
+
+def _per_unit(sae: SAE, x: Float[Tensor, "blocks pos d_in"], places: Places) -> Float[Tensor, " n"]:
+    """What contributions to each example are multiplied by: 1 / its token's size, or 1."""
+    block, position = (torch.from_numpy(part).to(x.device) for part in (places.block, places.position))
+    normalised = sae.info.normalize_activations != "none"
+    scale = sae.scale(x[block, position].float()) if normalised else None
+    return x.new_ones(len(block), dtype=torch.float32) if scale is None else 1 / scale.size[:, 0]
 
 
 def _report(progress: Progress, todo: Sequence[Ints], n: int) -> None:

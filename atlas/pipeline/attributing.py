@@ -36,7 +36,7 @@ from atlas.pipeline.inputs import (
 from atlas.pipeline.keeping import can_keep
 from atlas.sae.model import SAE
 
-FEATURES_AT_ONCE = 512
+FEATURES_AT_ONCE, PARTS = 512, 4
 
 
 def dfa(context: Context) -> None:
@@ -81,30 +81,41 @@ def _kept(path: Path, blocks: range) -> Kept:
 
 
 def attribute(context: Context) -> None:
-    """The tables of one SAE that say which heads, looking where, make its features fire."""
+    """The tables of one SAE that say which heads, looking where, make its features fire.
+
+    Those of single examples are written in parts, side by side: most of the time is that of writing them.
+    """
     item, model = context.step.item, the_model(context)
     sae, parts = the_sae(context, item).to(model.device), context.inputs("dfa")
-    name = {"sae": sae.info.name}
     stored = StoredRows([part / f"rows-{item:05d}" for part in parts])
     store = the_analysed_text(context)
     text = Text(store, len(store), store.meta.context, model.shape.d_vocab)
 
-    def work(features: range) -> tuple[dict[str, Any], dict[str, Any]]:
-        rows = stored.read(features)
-        return columns_of(rows), source_tokens(rows, text)
+    def work(features: range) -> None:
+        folder = context.out / f"from-{features.start:06d}"
+        folder.mkdir()
+        with tables_of(folder, ("dfa", "dfa_tokens")) as tables:
+            for some in features[::FEATURES_AT_ONCE]:
+                rows = stored.read(range(some, min(some + FEATURES_AT_ONCE, features.stop)))
+                for table, columns in (("dfa", columns_of(rows)), ("dfa_tokens", source_tokens(rows, text))):
+                    tables[table].write(as_table(table, {"sae": sae.info.name} | columns))
 
-    ranges = [
-        range(start, min(start + FEATURES_AT_ONCE, sae.d_sae))
-        for start in range(0, sae.d_sae, FEATURES_AT_ONCE)
-    ]
-    jobs: list[Callable[[], Any]] = [partial(work, features) for features in ranges]
-    jobs.append(partial(_write_sums, context, model, sae))
-    with tables_of(context.out, ("dfa", "dfa_tokens")) as tables, side_by_side(jobs) as results:
-        for features in ranges:
-            for table, columns in zip(tables, next(results), strict=True):
-                tables[table].write(as_table(table, name | columns))
+    ranges = _parts(sae.d_sae)
+    jobs = [partial(_write_sums, context, model, sae), *(partial(work, features) for features in ranges)]
+    with side_by_side(jobs) as done:
+        next(done)
+        for features, _ in zip(ranges, done, strict=True):
             context.progress.update(features.stop, sae.d_sae, "features")
-        next(results)
+
+
+def _parts(d_sae: int) -> list[range]:
+    """Runs of features that are written side by side.
+
+    >>> _parts(1500), _parts(100)
+    ([range(0, 512), range(512, 1024), range(1024, 1500)], [range(0, 100)])
+    """
+    size = FEATURES_AT_ONCE * -(-d_sae // (FEATURES_AT_ONCE * PARTS))
+    return [range(start, min(start + size, d_sae)) for start in range(0, d_sae, size)]
 
 
 def _write_sums(context: Context, model: LanguageModel, sae: SAE) -> None:
