@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.analysis import dfa
-from atlas.analysis.contributions import Places, by_block, by_example, contributions, largest
+from atlas.analysis.contributions import Places, by_block, by_example, contributions, largest, linear_parts
 from atlas.analysis.dfa import DFAPass, Kept
 from atlas.analysis.dfa_rows import DFARows, Rows, StoredRows, columns_of
 from atlas.analysis.dfa_sums import DFASums, matched_prefix
@@ -124,6 +124,17 @@ def test_one_example_at_a_time_gives_what_the_dense_matrix_gives(key, d_head, se
     for i, kept in enumerate(one.largest.n):
         assert one.largest.place[i, :kept].tolist() == other.largest.place[i, :kept].tolist()
         np.testing.assert_allclose(one.largest.value[i], other.largest.value[i], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("d_in", [3, 16, 37])
+def test_linear_parts_against_float64(d_in):
+    rng, generator = np.random.default_rng(d_in), torch.Generator().manual_seed(d_in)
+    x = torch.randn(4, 6, d_in, generator=generator)
+    W = torch.randn(5, d_in, generator=generator)
+    block, position, feature = np.sort(rng.integers(0, 4, 20)), rng.integers(0, 6, 20), rng.integers(0, 5, 20)
+    found = linear_parts(x, Places(feature, block, position, np.zeros(20, bool)), W)
+    expected = (x.double().numpy()[block, position] * W.double().numpy()[feature]).sum(1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_largest_of_one_and_of_nothing():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas.analysis.misses import NearMisses
+from atlas.analysis.misses import NearMisses, without_firing
 from atlas.errors import StoreError
 
 CONTEXT, D_SAE, N = 5, 4, 3
@@ -65,6 +65,23 @@ def test_any_cut_and_any_order_of_merging(seed, blocks, cuts, size, order):
         if i < len(parts):
             merged = merged.merge(parts[i])
     assert rows_of(merged) == [by_search(pre, f) for f in range(D_SAE)]
+
+
+@pytest.mark.parametrize("way", ["update", "_search"])
+def test_either_way_and_blocks_in_any_order(way):
+    """That of a CPU and that of a GPU; of equal values the smaller token is kept, whenever it comes."""
+    pre = made(3, 12)
+    found = NearMisses(D_SAE, CONTEXT, N)
+    for block in (5, 0, 11, 3, 1, 2, 10, 9, 4, 6, 8, 7):
+        getattr(found, way)(torch.from_numpy(pre[block : block + 1]), block)
+    assert rows_of(found) == [by_search(pre, f) for f in range(D_SAE)]
+
+
+def test_what_fires_is_left_out():
+    pre = torch.arange(12.0).reshape(3, 4)
+    expected, row, feature = pre.clone(), torch.tensor([0, 2, 2]), torch.tensor([1, 0, 3])
+    expected[row, feature] = -torch.inf
+    assert torch.equal(without_firing(pre, row, feature), expected)
 
 
 def test_a_range_counts_from_its_first_feature():

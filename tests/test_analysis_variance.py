@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from atlas.analysis.variance import ActiveShares, Moments, fve
 from atlas.errors import StoreError
+from atlas.kernels.shares import add_shares
 
 D_IN, D_SAE, N_HEADS = 6, 5, 3
 
@@ -56,6 +57,25 @@ def test_active_shares_against_covariances(batches, way, monkeypatch):
     assert np.isnan(found[0]).all()
     assert np.isnan(found[1]).all(), "fires on fewer than ten tokens"
     np.testing.assert_allclose(found[2:].sum(1), 1, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**31 - 1))
+def test_sums_of_slices_of_any_width(n_heads, d_head, seed):
+    """Heads of any number and size; features with no token, fewer than four, and any rest of four."""
+    rng = np.random.default_rng(seed)
+    n, d_sae, d_in = 40, 9, n_heads * d_head
+    x, W = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, d_in), (d_sae, d_in)))
+    tokens = [rng.choice(n, f, replace=False) for f in range(d_sae)]
+    starts = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
+    row, p = np.concatenate(tokens).astype(np.int64), rng.standard_normal(starts[-1]).astype(np.float32)
+    found, weighted = np.ones((d_sae, n_heads)), np.ones((d_sae, n_heads))
+    add_shares(starts, row, p, x, W, found, weighted)
+    for f, rows in enumerate(tokens):
+        parts = (x[rows].astype(np.float64) * W[f]).reshape(len(rows), n_heads, d_head).sum(2)
+        of_feature = p[starts[f] : starts[f + 1], None].astype(np.float64)
+        np.testing.assert_allclose(found[f], 1 + parts.sum(0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(weighted[f], 1 + (of_feature * parts).sum(0), rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)

@@ -16,6 +16,7 @@ import torch
 from atlas.configs import AnalysisConfig, BuildConfig, SitesConfig
 from atlas.db.runs import list_runs
 from atlas.errors import Cancelled, ConfigError, ConflictError, StoreError
+from atlas.pipeline import attributing
 from atlas.pipeline.execute import is_complete, is_current, is_sound, output_of, run_step, waiting_for
 from atlas.pipeline.local import run_local
 from atlas.pipeline.plan import make_plan
@@ -243,7 +244,9 @@ def test_ctrl_c_is_clean_and_the_same_command_goes_on(home, tmp_path):
     assert table_digests(tmp_path) == table_digests(home)
 
 
-def test_tables_of_an_sae_do_not_depend_on_the_number_of_threads(home, tmp_path):
+def test_tables_of_an_sae_do_not_depend_on_threads_and_parts(home, tmp_path, monkeypatch):
+    """Nor on how many features are attributed at once."""
+    monkeypatch.setattr(attributing, "FEATURES_AT_ONCE", 5)
     copy = tmp_path / "home"
     shutil.copytree(home, copy)
     shutil.rmtree(copy / "releases")

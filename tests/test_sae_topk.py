@@ -86,6 +86,23 @@ def test_rows_of_many_kinds(width, k, special):
         check_batch(torch.from_numpy(x), n)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_of_either_sign_is_infinity(dtype):
+    x = torch.tensor([[1.0, -torch.inf, torch.nan, torch.inf, 0.0, torch.nan] * 20], dtype=dtype)
+    x[0, 2::6] = torch.copysign(x[0, 2::6], torch.tensor(-1.0, dtype=dtype))
+    for k in (1, 40, 60, 61, 120):
+        check_rows(x, k)
+        check_batch(x, k)
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan, -1.0, 0.0])
+@pytest.mark.parametrize("width", [1, GROUP - 1, GROUP, 5 * GROUP + 3])
+def test_rows_of_one_value_give_the_first(value, width):
+    x = torch.full((2, width), value)
+    for k in {1, width // 2 or 1, width}:
+        assert top_k(x, k)[1].tolist() == [list(range(k))] * 2
+
+
 def test_every_entry_may_be_asked_for():
     x = torch.tensor([[3.0, -torch.inf, 3.0], [0.0, 1.0, torch.inf]])
     values, index = top_k(x, 3)
