@@ -137,6 +137,16 @@ def test_linear_parts_against_float64(d_in):
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_linear_parts_of_one_head_do_not_depend_on_how_it_lies_in_memory():
+    """Of a whole pass it lies among the other heads, of a replay by itself."""
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    z, W = torch.randn(3, 6, 4, 64, generator=generator), torch.randn(5, 64, generator=generator)
+    block, position, feature = np.sort(rng.integers(0, 3, 90)), rng.integers(0, 6, 90), rng.integers(0, 5, 90)
+    places = Places(feature, block, position, np.zeros(90, bool))
+    among, alone = linear_parts(z[:, :, 1], places, W), linear_parts(z[:, :, 1].contiguous(), places, W)
+    assert torch.equal(among, alone)
+
+
 def test_largest_of_one_and_of_nothing():
     dense = torch.zeros(2, 2, 3)
     dense[1, 1, 0] = -4

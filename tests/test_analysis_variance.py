@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from atlas.analysis.variance import ActiveShares, Moments, fve
 from atlas.errors import StoreError
-from atlas.kernels.shares import add_shares
 
 D_IN, D_SAE, N_HEADS = 6, 5, 3
 
@@ -65,17 +64,17 @@ def test_sums_of_slices_of_any_width(n_heads, d_head, seed):
     """Heads of any number and size; features with no token, fewer than four, and any rest of four."""
     rng = np.random.default_rng(seed)
     n, d_sae, d_in = 40, 9, n_heads * d_head
-    x, W = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, d_in), (d_sae, d_in)))
-    tokens = [rng.choice(n, f, replace=False) for f in range(d_sae)]
-    starts = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
-    row, p = np.concatenate(tokens).astype(np.int64), rng.standard_normal(starts[-1]).astype(np.float32)
-    found, weighted = np.ones((d_sae, n_heads)), np.ones((d_sae, n_heads))
-    add_shares(starts, row, p, x, W, found, weighted)
-    for f, rows in enumerate(tokens):
-        parts = (x[rows].astype(np.float64) * W[f]).reshape(len(rows), n_heads, d_head).sum(2)
-        of_feature = p[starts[f] : starts[f + 1], None].astype(np.float64)
-        np.testing.assert_allclose(found[f], 1 + parts.sum(0), rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(weighted[f], 1 + (of_feature * parts).sum(0), rtol=1e-4, atol=1e-4)
+    x, W = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, d_in), (d_in, d_sae)))
+    row = np.concatenate([rng.choice(n, f, replace=False) for f in range(d_sae)]).astype(np.int64)
+    feature, p = np.repeat(np.arange(d_sae), np.arange(d_sae)), rng.standard_normal(len(row))
+    shares = ActiveShares(torch.from_numpy(W), n_heads)
+    for _ in range(2):
+        shares.update(*(torch.from_numpy(part) for part in (x, row, feature, p.astype(np.float32))))
+    for f in range(d_sae):
+        mine = feature == f
+        parts = (x[row[mine]].astype(np.float64) * W[:, f]).reshape(-1, n_heads, d_head).sum(2)
+        for name, expected in (("d", parts.sum(0)), ("dp", (p[mine, None] * parts).sum(0))):
+            np.testing.assert_allclose(shares.sums[name][f], 2 * expected, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)

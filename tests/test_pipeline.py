@@ -247,6 +247,7 @@ def test_ctrl_c_is_clean_and_the_same_command_goes_on(home, tmp_path):
 def test_tables_of_an_sae_do_not_depend_on_threads_and_parts(home, tmp_path, monkeypatch):
     """Nor on how many features are attributed at once."""
     monkeypatch.setattr(attributing, "FEATURES_AT_ONCE", 5)
+    monkeypatch.setattr(attributing, "PER_PART", 12)
     copy = tmp_path / "home"
     shutil.copytree(home, copy)
     shutil.rmtree(copy / "releases")

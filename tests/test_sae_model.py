@@ -24,6 +24,25 @@ def encode_by_hand(sae, x):
     return f
 
 
+@pytest.mark.parametrize("k", [1, 20])
+def test_active_features_of_no_tokens(k):
+    active = random_sae(k=k).active(torch.zeros(0, D_MODEL))
+    assert [len(part) for part in active] == [0, 0, 0]
+
+
+def test_weights_are_finite_one_by_one():
+    """A sum may be too large where no weight is, and must not hide two infinities that differ in sign."""
+    sae = random_sae()
+    large = torch.full_like(sae.W_dec, 3e38)
+    assert sae.with_tensors({"W_dec": large}).W_dec is large
+    for bad in (torch.tensor([torch.inf, -torch.inf]), torch.tensor([torch.nan, 0.0])):
+        W_dec = sae.W_dec.clone()
+        W_dec[0, :2] = bad
+        with pytest.raises(SAEError, match="W_dec holds NaN or infinity"):
+            sae.with_tensors({"W_dec": W_dec})
+    assert sae.to(torch.device("cpu")) is sae
+
+
 @pytest.mark.parametrize("k", [None, 1, 4, 20])
 def test_encode_decode_and_active(k):
     sae, x = random_sae(k=k), torch.randn(9, D_MODEL, generator=torch.Generator().manual_seed(1))

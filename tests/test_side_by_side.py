@@ -65,3 +65,28 @@ def test_what_has_not_begun_is_forgotten_when_something_fails(fails):
     assert len(begun) <= 10
     assert torch.get_num_threads() == 2
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor") and t.is_alive()]
+
+
+@pytest.mark.parametrize("after", [0, 2, 10])
+def test_jobs_may_be_found_while_others_have_begun(after):
+    """A generator that fails, at once or later, fails the block; what has begun is waited for."""
+    ended: list[int] = []
+
+    def job(n: int) -> int:
+        time.sleep(0.01)
+        ended.append(n)
+        return n
+
+    def jobs():
+        for n in range(after):
+            yield partial(job, n)
+        raise ValueError("no")
+
+    def work() -> None:
+        with side_by_side(jobs()) as results:
+            list(results)
+
+    with pytest.raises(ValueError, match="no"):
+        work()
+    assert sorted(ended) == list(range(after))
+    assert torch.get_num_threads() == 2

@@ -58,7 +58,9 @@ def linear_parts(
     """x . W of each example: its position's activation times its feature's row."""
     if x.device.type == "cpu":
         out = np.empty(len(places.feature), np.float32)
-        read_rows(x.float().numpy(), places.block, places.position, weights.numpy(), places.feature, out)
+        # Of rows with gaps between their numbers another loop is compiled, which adds up in another order.
+        near, rows = x.float().contiguous().numpy(), weights.contiguous().numpy()
+        read_rows(near, places.block, places.position, rows, places.feature, out)
         return torch.from_numpy(out)
     feature, block, position = (torch.from_numpy(part).to(x.device) for part in places[:3])
     return torch.linalg.vecdot(x[block, position].float(), weights[feature])

@@ -196,10 +196,9 @@ class DFAPass:
         sae, reading = self.saes[number], self.readings[number]
         places = Places(kept.feature, block, kept.position, kept.is_top)
         own = reading.directions.flatten(1) if reading.W_enc is None else reading.W_enc
-        linear, per_unit = linear_parts(seen.x, places, own), _per_unit(sae, seen.x, places)
         feature = torch.from_numpy(kept.feature).to(seen.x.device)
-        bias, offset = sae.bias_term[feature], reading.offset[feature] * per_unit
-        linear = linear * per_unit
+        bias, per_unit = sae.bias_term[feature], _per_unit(sae, seen.x, places)
+        linear, offset = linear_parts(seen.x, places, own) * per_unit, reading.offset[feature] * per_unit
         found = attributed(places, seen.pattern, seen.v, reading.directions, per_unit)
         sources = _named(found.largest, np.array(reading.heads), seen.pattern.shape[3])
         text = tokens[block]

@@ -28,7 +28,7 @@ def _key(bits: int, infinity: int, magnitude: int) -> int:
 
 
 @compiled
-def _maxima(row: Bits, infinity: int, magnitude: int, maxima: Bits) -> None:
+def group_maxima(row: Bits, infinity: int, magnitude: int, maxima: Bits) -> None:
     """The largest key of each group; the last group may be shorter."""
     whole = len(row) // GROUP
     for g in range(whole):
@@ -55,7 +55,7 @@ def _reaching(keys: Bits, least: int) -> int:
 
 
 @compiled
-def _bound(keys: Bits, k: int) -> int:
+def kth_largest(keys: Bits, k: int) -> int:
     """The k-th largest key, or a smaller number that exactly k keys reach."""
     low, high = keys[0], keys[0]
     for key in keys:
@@ -73,7 +73,7 @@ def _bound(keys: Bits, k: int) -> int:
 
 
 @compiled
-def _candidates(
+def candidates(
     row: Bits, infinity: int, magnitude: int, groups: Ints, bound: int, keys: Bits, column: Ints
 ) -> int:
     """Put the entries of some groups that reach the bound into ``keys`` and ``column``; how many they are.
@@ -91,9 +91,9 @@ def _candidates(
 
 
 @compiled
-def _keep(keys: Bits, column: Ints, k: int, out: Ints) -> None:
+def keep(keys: Bits, column: Ints, k: int, out: Ints) -> None:
     """Fill ``out`` with the columns of the k largest keys, of equals the first; uses up ``column``."""
-    bound = _bound(keys, k)
+    bound = kth_largest(keys, k)
     # All that reach the bound are kept, unless too many equal it.
     exact = _reaching(keys, bound) == k
     spare = k if exact else k - _reaching(keys, bound + 1)
@@ -117,14 +117,14 @@ def largest(rows: Bits, infinity: int, magnitude: int, k: int, out: Ints) -> Non
     maxima, groups = np.empty(n_groups, rows.dtype), np.empty(n_groups + 1, np.int64)
     keys, column = np.empty(width + _LANES, rows.dtype), np.empty(width + _LANES, np.int64)
     for r in range(n):
-        _maxima(rows[r], infinity, magnitude, maxima)
-        bound = _bound(maxima, k) if k <= n_groups else -infinity
+        group_maxima(rows[r], infinity, magnitude, maxima)
+        bound = kth_largest(maxima, k) if k <= n_groups else -infinity
         reach = 0
         for g in range(n_groups):
             groups[reach] = g
             reach += maxima[g] >= bound
-        found = _candidates(rows[r], infinity, magnitude, groups[:reach], bound, keys, column)
+        found = candidates(rows[r], infinity, magnitude, groups[:reach], bound, keys, column)
         # Whole lanes leave no rest that would be counted one by one; what fills them loses every tie.
         whole = -(-found // _LANES) * _LANES
         keys[found:whole] = -infinity
-        _keep(keys[:whole], column, k, out[r])
+        keep(keys[:whole], column, k, out[r])

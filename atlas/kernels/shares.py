@@ -35,11 +35,11 @@ def _sum_runs(values: Floats, width: int) -> None:
     All runs at once: a loop over one of them is too short for a processor's lanes.
     """
     n = len(values)
-    while width % 2 == 0:
+    while width and width % 2 == 0:
         n, width = n // 2, width // 2
         for i in range(n):
             values[i] = values[2 * i] + values[2 * i + 1]
-    for run in range(n // width):
+    for run in range(n // max(width, 1)):
         total = np.float32(0)
         for i in range(width):
             total += values[run * width + i]

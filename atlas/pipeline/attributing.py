@@ -36,7 +36,7 @@ from atlas.pipeline.inputs import (
 from atlas.pipeline.keeping import can_keep
 from atlas.sae.model import SAE
 
-FEATURES_AT_ONCE, PARTS = 512, 4
+FEATURES_AT_ONCE, PER_PART = 512, 1024
 
 
 def dfa(context: Context) -> None:
@@ -109,13 +109,12 @@ def attribute(context: Context) -> None:
 
 
 def _parts(d_sae: int) -> list[range]:
-    """Runs of features that are written side by side.
+    """Runs of features that are written side by side; short ones, as a step that is stopped ends those begun.
 
-    >>> _parts(1500), _parts(100)
-    ([range(0, 512), range(512, 1024), range(1024, 1500)], [range(0, 100)])
+    >>> _parts(1500)
+    [range(0, 1024), range(1024, 1500)]
     """
-    size = FEATURES_AT_ONCE * -(-d_sae // (FEATURES_AT_ONCE * PARTS))
-    return [range(start, min(start + size, d_sae)) for start in range(0, d_sae, size)]
+    return [range(start, min(start + PER_PART, d_sae)) for start in range(0, d_sae, PER_PART)]
 
 
 def _write_sums(context: Context, model: LanguageModel, sae: SAE) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from atlas.analysis.qk import position_products, qk_partners, qk_products
 from atlas.analysis.shard import ShardPass, has_heads, load_misses, stored_acts
 from atlas.analysis.text import Text
 from atlas.analysis.weights import decoder_share, weight_statistics
+from atlas.corpus.tokens import TokenStore
 from atlas.errors import StoreError
 from atlas.lm.load import LanguageModel
 from atlas.pipeline.execute import Context
@@ -69,11 +71,12 @@ def summarise(context: Context) -> None:
     item, model = context.step.item, the_model(context)
     name = {"sae": context.plan.saes[item].name}
     ranges: list[range] = []
+    # Inputs are looked up, and checked, before there are threads to look twice.
+    shards, store = context.inputs("shard"), the_analysed_text(context)
 
     def jobs() -> Iterator[Callable[[], Any]]:
         yield partial(_write_coactivation, context, item, name)
-        # Looked up while that one has begun.
-        work, found = _corpus_work(context, item)
+        work, found = _corpus_work(context, item, shards, store)
         ranges.extend(found)
         yield from (partial(work, features) for features in found)
 
@@ -93,12 +96,10 @@ def summarise(context: Context) -> None:
 
 
 def _corpus_work(
-    context: Context, item: int
+    context: Context, item: int, shards: Sequence[Path], store: TokenStore
 ) -> tuple[Callable[[range], dict[str, corpus.Columns]], list[range]]:
     """What makes the tables that read activations of some features, and the ranges to make them for."""
-    shards = context.inputs("shard")
     acts, misses = stored_acts(shards, item), load_misses(shards, item)
-    store = the_analysed_text(context)
     text = Text(store, analysed_blocks(context, store), store.meta.context, context.plan.shape.d_vocab)
     seed = context.plan.config.analysis.seed
 

@@ -4,8 +4,9 @@ Ties go to the lower index. -0.0 and 0.0 tie, and NaN counts as positive infinit
 shows NaN in its loss.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,16 +14,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from atlas.errors import SAEError
-from atlas.kernels.largest import largest
+from atlas.kernels.largest import GROUP, candidates, group_maxima, keep, kth_largest, largest
 
-Array = np.ndarray
 CHUNK_ELEMENTS = 1 << 20
 """Entries that one thread works on at a time."""
-_BITS: dict[torch.dtype, tuple[type, Any, Any]] = {
-    torch.float32: (np.int32, np.int32(0x7F80_0000), np.int32(0x7FFF_FFFF)),
-    torch.float64: (np.int64, np.int64(0x7FF0_0000_0000_0000), np.int64(0x7FFF_FFFF_FFFF_FFFF)),
+_INTEGERS: dict[torch.dtype, tuple[type, int]] = {
+    torch.float32: (np.int32, 0x7F80_0000),
+    torch.float64: (np.int64, 0x7FF0_0000_0000_0000),
 }
-"""Integers as wide as a float, the one that looks like infinity, and the mask of all bits but the sign."""
+"""Integers as wide as a float, and the one that looks like infinity."""
+
+Array = np.ndarray
+R = TypeVar("R")
 
 
 def top_k(
@@ -60,9 +63,9 @@ def top_of_batch(
     """
     n_rows, width = rows.shape
     _check("n", n, n_rows * width)
-    whole = rows.reshape(1, -1)
-    flat = (_cuda(whole, n) if rows.is_cuda else _cpu(whole, n))[0]
-    return flat // width, flat % width, whole[0, flat]
+    whole = rows.reshape(-1)
+    flat = _cuda(whole[None], n)[0] if rows.is_cuda else _largest_of_all(whole, n)
+    return flat // width, flat % width, whole[flat]
 
 
 def _check(name: str, n: int, most: int) -> None:
@@ -70,27 +73,64 @@ def _check(name: str, n: int, most: int) -> None:
         raise SAEError(f"{name} {n} is not allowed; it must be from 1 to {most}")
 
 
+def _bits(values: Tensor) -> tuple[Array, Any, Any]:
+    """Numbers as integers of the same bits, what infinity looks like, and the mask of all but the sign."""
+    values = values.detach().contiguous()
+    values = values if values.dtype in _INTEGERS else values.float()
+    kind, infinity = _INTEGERS[values.dtype]
+    return values.numpy().view(kind), kind(infinity), kind(np.iinfo(kind).max)
+
+
 def _cpu(rows: Tensor, k: int) -> Int[Tensor, "n_rows k"]:
-    """Indices of the k largest of each row, ascending; with as many threads as torch uses."""
-    rows = rows.detach().contiguous()
-    rows = rows if rows.dtype in _BITS else rows.float()
-    kind, infinity, magnitude = _BITS[rows.dtype]
-    bits: Array = rows.numpy().view(kind)
+    """Indices of the k largest of each row, ascending."""
+    bits, infinity, magnitude = _bits(rows)
     out = np.empty((len(bits), k), dtype=np.int64)
     size = max(1, CHUNK_ELEMENTS // bits.shape[1])
-    parts = [slice(start, start + size) for start in range(0, len(bits), size)]
 
     def work(part: slice) -> None:
         largest(bits[part], infinity, magnitude, k, out[part])
 
+    _in_parallel(work, len(bits), size)
+    return torch.from_numpy(out)
+
+
+def _largest_of_all(values: Tensor, n: int) -> Int[Tensor, " n"]:
+    """Indices of the n largest, ascending; what ``largest`` does with a row, its parts side by side."""
+    bits, infinity, magnitude = _bits(values)
+    maxima = np.empty(-(-len(bits) // GROUP), bits.dtype)
+    size = max(1, CHUNK_ELEMENTS // GROUP)
+
+    def read(part: slice) -> None:
+        group_maxima(bits[_entries(part)], infinity, magnitude, maxima[part])
+
+    def look_again(part: slice) -> tuple[Array, Array]:
+        groups = np.flatnonzero(maxima[part] >= bound)
+        keys = np.empty(len(groups) * GROUP + 1, bits.dtype)
+        column = np.empty(len(keys), np.int64)
+        found = candidates(bits[_entries(part)], infinity, magnitude, groups, bound, keys, column)
+        return keys[:found], column[:found] + part.start * GROUP
+
+    _in_parallel(read, len(maxima), size)
+    bound = kth_largest(maxima, n) if n <= len(maxima) else -int(infinity)
+    keys, column = (np.concatenate(c) for c in zip(*_in_parallel(look_again, len(maxima), size), strict=True))
+    out = np.empty(n, np.int64)
+    keep(keys, column, n, out)
+    return torch.from_numpy(out)
+
+
+def _entries(groups: slice) -> slice:
+    """The entries of some groups; the last of them may be shorter than it says."""
+    return slice(groups.start * GROUP, groups.stop * GROUP)
+
+
+def _in_parallel(work: Callable[[slice], R], n: int, size: int) -> list[R]:
+    """What ``work`` gives for each ``size`` of n, in order, with as many threads as torch uses."""
+    parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
     threads = min(torch.get_num_threads(), len(parts))
     if threads < 2:
-        for part in parts:
-            work(part)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, parts))
-    return torch.from_numpy(out)
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts))
 
 
 def _cuda(rows: Tensor, k: int) -> Int[Tensor, "n_rows k"]:
