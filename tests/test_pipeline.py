@@ -82,7 +82,7 @@ def test_dfa_over_heads_plus_bias_is_the_preactivation(con):
         " FROM dfa JOIN examples USING (sae, feature, example_group, rank)",
     )[0]
     assert worst[0] < 5e-4
-    assert worst[1] < 1e-5
+    assert worst[1] < 5e-6
     assert (
         worst[2]
         == rows(con, "SELECT count(*) FROM examples WHERE example_group <> 'negative'")[0][0]

@@ -50,7 +50,7 @@ def add_blocks(pre: Floats, first_token: int, context: int, kept: Floats, token:
     """Put the largest value of each block into its feature's list: pre [blocks, places, d_sae].
 
     ``first_token`` is the number of the first block's first place; the next block's is ``context`` later. The
-    lists are those of ``insert``; -inf is no value.
+    lists are those of ``insert``; -inf is no value, and equals are kept as there, whichever comes first.
     """
     d_sae, n = kept.shape
     best, place = np.empty(d_sae, np.float32), np.empty(d_sae, np.int32)
