@@ -231,6 +231,37 @@ def test_keys_before_the_first_form_wait_for_it(page, address):
     expect(early).to_contain_text("There is no form here")
 
 
+@pytest.mark.parametrize(
+    "scripts",
+    ["TextInput|TextArea|ButtonGroup|Multiselect|Selectbox", "BidiComponent"],
+    ids=["fields", "components"],
+)
+def test_keys_wait_for_parts_of_the_form_whose_scripts_are_on_their_way(page, address, scripts):
+    from playwright.sync_api import expect
+
+    waiting, keys = [], page.keyboard
+    page.route(re.compile(rf"/static/js/({scripts})\."), lambda route: waiting.append(route))
+    page.goto(f"{address}/head?head=L0H2&annotator={scripts[:4]}", wait_until="commit")
+    heading(page, "L0H2")
+    expect(page.locator(".st-key-note-form [data-testid=stSkeleton]")).not_to_have_count(0)
+    expect(page.locator(".stApp[data-test-script-state=notRunning]")).to_have_count(1)
+    keys.press("e")
+    keys.type("a label")
+    for key in ("Escape", "w"):
+        keys.press(key)
+    keys.type("notes")
+    for key in ("Escape", "j", "o"):
+        keys.press(key)
+    for route in waiting:
+        route.continue_()
+    ready(page, "L0H2")
+    expect(page.locator("html[data-keys=ready]:not([data-held])")).to_have_count(1)
+    expect(label(page)).to_have_value("a label")
+    expect(page.get_by_label("Notes")).to_have_value("notes")
+    rows = page.locator(".st-key-note-verdicts .row")
+    expect(rows.nth(1).locator(".said")).to_have_text("odd one out")
+
+
 def test_the_second_writer_sees_both_texts(page, browser, address):
     from playwright.sync_api import expect
 
@@ -262,7 +293,7 @@ def test_a_verdict_and_a_text_survive_a_reload_at_once(page, address):
     page.keyboard.press("o")
     expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
     page.keyboard.press("w")
-    page.keyboard.type("half a sentence, then")
+    page.keyboard.insert_text("half a sentence, then")  # in one go: a pause in typing is a save, too
     expect(page.get_by_text(re.compile("draft, version 2"))).to_be_visible()
     page.reload()
     ready(page, "L1H3")

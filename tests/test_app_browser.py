@@ -98,9 +98,10 @@ def slow(page, ms):
 
 
 def label(page):
-    """The label's field, once the field of the head before is gone."""
+    """The label's field, once the page is at rest and the field of the head before is gone."""
     from playwright.sync_api import expect
 
+    expect(page.locator(".stApp[data-test-script-state=notRunning]")).to_have_count(1)
     field = page.get_by_label("Label", exact=True)
     expect(field).to_have_count(1)
     return field
@@ -135,10 +136,12 @@ def test_a_draft_survives_a_reload_in_the_middle(page, address):
 
     page.goto(f"{address}/head?head=L1H3")
     heading(page, "L1H3")
-    label(page).press_sequentially("half a thou")
+    label(page).focus()
+    page.keyboard.insert_text("half a thou")  # in one go: a pause in typing is a save, too
     expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
     notes = page.get_by_label("Notes")
-    notes.press_sequentially("and a half")
+    notes.focus()
+    page.keyboard.insert_text("and a half")
     expect(page.get_by_text(re.compile("draft, version 2"))).to_be_visible()
     notes.press_sequentially(", saved at once")
     notes.press("Control+s")
@@ -169,8 +172,6 @@ def test_three_heads_by_keyboard_alone(page, address):
         heading(page, place)
         expect(page.locator("html[data-keys=ready]")).to_have_count(1)
         expect(label(page)).to_have_value("")
-        # Nobody types a label within half a second of seeing the head; a save that early can be lost.
-        page.wait_for_timeout(600)
         page.keyboard.press("e")
         page.keyboard.type(f"label of {place}")
         page.keyboard.press("Control+Enter")

@@ -55,7 +55,7 @@ def test_a_feature_by_keyboard_alone(page, app):
     version(page, 1)
     expect(rating.nth(1)).to_be_checked()
     page.keyboard.press("e")
-    page.keyboard.type("closes <b>lists</b>")
+    page.keyboard.insert_text("closes <b>lists</b>")  # in one go: a pause in typing is a save, too
     version(page, 2)
     page.keyboard.press("Escape")
     page.keyboard.press("z")
@@ -92,6 +92,20 @@ def test_what_is_typed_while_the_next_feature_opens_lands_there(page, app):
     assert stored == [("of eight", ""), ("of nine", ""), ("", "of ten")]
 
 
+def test_a_rating_waits_for_buttons_whose_script_is_on_its_way(page, app):
+    from playwright.sync_api import expect
+
+    waiting = []
+    page.route(re.compile(r"/static/js/ButtonGroup\."), lambda route: waiting.append(route))
+    visit(page, app, 7, "slow")
+    expect(page.locator(".st-key-note_rating [data-testid=stSkeleton]")).to_have_count(1)
+    page.keyboard.press("2")
+    for route in waiting:
+        route.continue_()
+    version(page, 1)
+    assert app.note(7, "slow").interpretability == "partly"
+
+
 def test_a_tag_that_was_not_confirmed_is_kept(page, app):
     from playwright.sync_api import expect
 
@@ -126,9 +140,11 @@ def test_a_reload_in_the_middle_of_a_draft_loses_nothing(page, app):
     from playwright.sync_api import expect
 
     visit(page, app, 12, "rel")
-    label(page).press_sequentially("half a thou")
+    label(page).focus()
+    page.keyboard.insert_text("half a thou")
     version(page, 1)
-    page.get_by_label("Notes").press_sequentially("a sentence, half")
+    page.get_by_label("Notes").focus()
+    page.keyboard.insert_text("a sentence, half")
     version(page, 2)
     page.reload()
     ready(page, 12)

@@ -134,7 +134,7 @@ export default function (component) {
   page.keys = "ready";
   page.head = place;
   const early = window.headAtlasEarly?.take() || [];
-  if (early.length && !form.held) {
+  if ((early.length || !whole()) && !form.held) {
     hold({ at: null, leads: true });
     form.held.keys.push(...early);
   }

@@ -9,7 +9,7 @@
   const VIEWS = /\/(head|feature)$/;
   const LEADS = ".cell[data-at], a[href^='head?'], a[href^='feature?']";
   const BEGINS = /^[a-z0-9?/]$/i;
-  const state = { keys: [], leads: 0, rest: 0, timer: 0, said: null };
+  const state = { keys: [], leads: 0, rest: 0, timer: 0, said: null, changed: 0 };
 
   const ready = () => document.documentElement.dataset.keys === "ready";
 
@@ -17,6 +17,11 @@
   function atRest() {
     const { testScriptState, testConnectionState } = document.querySelector(".stApp")?.dataset || {};
     return testScriptState === "notRunning" && testConnectionState === "CONNECTED";
+  }
+
+  // Whether a form may still come: the server has said all, and the script of a part is on its way.
+  function drawing() {
+    return !atRest() || Date.now() - state.changed < REST_MS;
   }
 
   function active() {
@@ -57,7 +62,7 @@
   }
 
   function coming() {
-    return !ready() && (state.leads || (VIEWS.test(location.pathname) && (state.keys.length || !atRest())));
+    return !ready() && (state.leads || (VIEWS.test(location.pathname) && (state.keys.length || drawing())));
   }
 
   function held(event) {
@@ -86,6 +91,10 @@
     state.timer ||= setInterval(look, 100);
   }
 
+  new MutationObserver(() => (state.changed = Date.now())).observe(document, {
+    subtree: true,
+    attributeFilter: ["data-test-script-state"],
+  });
   window.addEventListener("keydown", pressed, true);
   window.addEventListener("click", clicked, true);
   window.headAtlasEarly = {

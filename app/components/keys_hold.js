@@ -16,6 +16,13 @@ const MOVES = { n: "after", p: "before", u: "unseen" };
 const GOES = ["next", "after", "before", "unseen"];
 const TO_FIELDS = { head: ["e", "w", "r", "g"], feature: ["e", "w", "t", "c"] };
 
+// Whether every part of the form is there: one whose script is still on its way is a placeholder, deaf to keys.
+function whole() {
+  const placeholders = `:is(.st-key-note-form, ${JUMP}) [data-testid=stSkeleton]`;
+  const verdicts = ".st-key-note-verdicts [data-testid=stBidiComponentIsolated]:not([data-drawn])";
+  return !document.querySelector(`${placeholders}, ${verdicts}`);
+}
+
 function running() {
   return document.querySelector(".stApp")?.dataset.testScriptState === "running";
 }
@@ -127,7 +134,7 @@ function hold(asked) {
 
 function look(held) {
   const { at, seq } = held.asked;
-  const here = form.place !== at ? Boolean(fresh(own("label"))) : form.answered >= (seq ?? Infinity);
+  const here = form.place !== at ? Boolean(fresh(own("label"))) && whole() : form.answered >= (seq ?? Infinity);
   if (!here) {
     if (running()) held.since = Date.now();
     else if (held.asked.leads && Date.now() - held.since > LEADS_MS) finish(held);
