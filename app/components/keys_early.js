@@ -6,22 +6,22 @@
 
 (() => {
   const REST_MS = 2500;
+  const LONGEST_MS = 60000;
   const VIEWS = /\/(head|feature)$/;
   const LEADS = ".cell[data-at], a[href^='head?'], a[href^='feature?']";
   const BEGINS = /^[a-z0-9?/]$/i;
-  const state = { keys: [], leads: 0, rest: 0, timer: 0, said: null, changed: 0 };
+  const state = { keys: [], leads: 0, rest: 0, timer: 0, said: null, since: 0 };
 
   const ready = () => document.documentElement.dataset.keys === "ready";
 
-  // Whether the page is drawn as far as it will be.
+  // Whether the page is drawn as far as it will be, without a form. That the server has said all does not tell: a slow
+  // browser draws it seconds later, and the scripts of some parts are still on their way then.
   function atRest() {
     const { testScriptState, testConnectionState } = document.querySelector(".stApp")?.dataset || {};
-    return testScriptState === "notRunning" && testConnectionState === "CONNECTED";
-  }
-
-  // Whether a form may still come: the server has said all, and the script of a part is on its way.
-  function drawing() {
-    return !atRest() || Date.now() - state.changed < REST_MS;
+    if (testScriptState !== "notRunning" || testConnectionState !== "CONNECTED") return false;
+    const main = document.querySelector("[data-testid=stMain]");
+    const drawn = main?.querySelector("[data-testid=stElementContainer]");
+    return Boolean(drawn) && !main.querySelector("[data-testid=stSkeleton], .st-key-note-form");
   }
 
   function active() {
@@ -55,14 +55,21 @@
     if (ready()) return stop();
     if (!atRest()) state.rest = 0;
     else state.rest ||= Date.now();
-    if (!state.rest || Date.now() - state.rest < REST_MS) return;
+    const rested = state.rest && Date.now() - state.rest >= REST_MS;
+    if (!rested && Date.now() - state.since < LONGEST_MS) return;
     if (state.keys.length) say("There is no form here to type into; what was typed was let go.", 4000);
     state.keys = [];
     stop();
   }
 
+  function watch() {
+    if (state.timer) return;
+    state.since = Date.now();
+    state.timer = setInterval(look, 100);
+  }
+
   function coming() {
-    return !ready() && (state.leads || (VIEWS.test(location.pathname) && (state.keys.length || drawing())));
+    return !ready() && (state.leads || (VIEWS.test(location.pathname) && (state.keys.length || !atRest())));
   }
 
   function held(event) {
@@ -79,7 +86,7 @@
     event.preventDefault();
     event.stopImmediatePropagation();
     state.keys.push(event);
-    state.timer ||= setInterval(look, 100);
+    watch();
     if (state.keys.length === 1) say("Opening … what you type is kept.");
   }
 
@@ -88,13 +95,9 @@
     if (!event.composedPath().some((node) => node.matches?.(LEADS))) return;
     state.leads = Date.now();
     state.rest = 0;
-    state.timer ||= setInterval(look, 100);
+    watch();
   }
 
-  new MutationObserver(() => (state.changed = Date.now())).observe(document, {
-    subtree: true,
-    attributeFilter: ["data-test-script-state"],
-  });
   window.addEventListener("keydown", pressed, true);
   window.addEventListener("click", clicked, true);
   window.headAtlasEarly = {
@@ -108,7 +111,7 @@
     keep(keys) {
       state.keys.push(...keys);
       state.rest = 0;
-      if (state.keys.length) state.timer ||= setInterval(look, 100);
+      if (state.keys.length) watch();
     },
   };
 })();
