@@ -152,6 +152,7 @@ def main() -> None:
     pages = _pages()
     navigation.register(pages)
     page = st.navigation(_menus(pages), position="top")
+    navigation.arrive(page.url_path)
     # Pages have no icons of their own: Streamlit would fetch them from a server elsewhere as favicons.
     st.set_page_config(page_title=f"{page.title} · Head Atlas", page_icon=str(ICON))
     try:

@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import streamlit as st
 
-from app import moves
+from app import moves, ways
 from atlas.errors import StoreError
 
 _PAGES: dict[str, Any] = {}
@@ -43,7 +43,15 @@ def go(address: str) -> None:
     kept = {key: st.query_params[key] for key in _KEPT if key in st.query_params}
     asked = dict(parse_qsl(parts.query))
     moves.expect(parts.path, asked)
+    ways.begin(parts.path, address, {**kept, **asked})
     st.switch_page(page, query_params={**kept, **asked})
+
+
+def arrive(view: str) -> None:
+    """Say which view a run is for; where that is the one just left, go on to the one that was asked for."""
+    address = ways.arrive(view)
+    if address is not None:
+        go(address)
 
 
 def follow(result: Any) -> None:

@@ -274,6 +274,40 @@ def test_keys_wait_for_parts_of_the_form_whose_scripts_are_on_their_way(page, ad
     expect(rows.nth(1).locator(".said")).to_have_text("odd one out")
 
 
+@pytest.mark.parametrize("how", ["lost", "undone"])
+def test_a_click_that_is_lost_on_the_way_is_made_again(page, address, how):
+    """What is typed for the feature never lands in the note of the head that was left."""
+    from playwright.sync_api import expect
+
+    page.add_init_script(
+        """const send = WebSocket.prototype.send;
+        WebSocket.prototype.send = function (message) {
+          if (window.how === "lost") return void (window.how = null);
+          send.call(this, message);
+          if (window.how !== "undone") return void (window.before = message);
+          window.how = null;  // a request from before the click arrives after it
+          setTimeout(() => send.call(this, window.before), 250);
+        };"""
+    )
+    page.goto(f"{address}/head?head=L0H1&annotator={how}")
+    ready(page, "L0H1")
+    page.keyboard.type("eof the head")
+    expect(page.get_by_text(re.compile("draft, version"))).to_be_visible()
+    page.keyboard.press("Escape")
+    link = page.locator(".card a.name").first
+    feature = link.inner_text().split()[-1]
+    page.wait_for_timeout(1000)  # nothing else is on its way
+    page.evaluate(f"window.how = '{how}'")
+    link.click()
+    page.keyboard.type("eof the feature")
+    heading(page, f"Feature {feature}")
+    expect(page.locator("html[data-keys=ready]:not([data-held])")).to_have_count(1)
+    expect(label(page)).to_have_value("of the feature")
+    page.goto(f"{address}/head?head=L0H1&annotator={how}")
+    ready(page, "L0H1")
+    expect(label(page)).to_have_value("of the head")
+
+
 def test_the_second_writer_sees_both_texts(page, browser, address):
     from playwright.sync_api import expect
 

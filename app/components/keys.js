@@ -77,18 +77,38 @@ function jumps(field) {
   return field.ariaExpanded === "true" && Boolean(chosen) && chosen.textContent.trim() !== form.place;
 }
 
-// Whether a click leads to another head or feature.
+// What a click leads to another head or feature by; null if it does not.
 function leadsOn(event) {
-  if (event.ctrlKey || event.metaKey || event.shiftKey) return false;
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return null;
   const node = event.composedPath().find((one) => one.matches?.(LEADS));
-  if (!node?.href) return Boolean(node) && node.getAttribute("aria-current") !== "true";
+  if (!node?.href) return node && node.getAttribute("aria-current") !== "true" ? node : null;
   const asked = new URL(node.href).searchParams;
-  return form.place !== (asked.has("feature") ? `${asked.get("sae")} ${asked.get("feature")}` : asked.get("head"));
+  const place = asked.has("feature") ? `${asked.get("sae")} ${asked.get("feature")}` : asked.get("head");
+  return form.place !== place ? node : null;
+}
+
+// The first part of the page, or of a component in it, that a selector is for.
+function find(selector, within = document) {
+  const found = within.querySelector(selector);
+  if (found) return found;
+  for (const { shadowRoot } of within.querySelectorAll("*")) {
+    const inner = shadowRoot && find(selector, shadowRoot);
+    if (inner) return inner;
+  }
+  return null;
+}
+
+// How to make a click again that led on; what was clicked may have been drawn anew since.
+function oncemore(lead) {
+  const name = lead.href ? "href" : "data-at";
+  const selector = `${lead.tagName}[${name}=${JSON.stringify(lead.getAttribute(name))}]`;
+  return () => find(selector)?.click();
 }
 
 function clicked(event) {
   if (!form.mounted || form.held || !event.isTrusted) return;
-  if (leadsOn(event)) hold({ at: form.place, leads: true });
+  const lead = leadsOn(event);
+  if (lead) hold({ at: form.place, leads: true, again: oncemore(lead) });
   const box = event.target.closest?.(MOVING);
   if (!box) return;
   const [, name] = Object.entries(ASKED_BY).find(([key]) => box.classList.contains(`st-key-${key}`));
@@ -116,7 +136,7 @@ function install() {
 function uninstall() {
   clearTimeout(form.timer);
   // On the way to another view this form goes before the next one comes.
-  window.headAtlasEarly?.keep(form.held?.keys || []);
+  window.headAtlasEarly?.keep(form.held);
   drop();
   for (const [name, listener] of listeners) window.removeEventListener(name, listener, true);
   window.removeEventListener("pagehide", leaving);
@@ -133,10 +153,11 @@ export default function (component) {
   Object.assign(form, { place, kind, prefix, does, answered, mounted: true, send: component.setStateValue });
   page.keys = "ready";
   page.head = place;
-  const early = window.headAtlasEarly?.take() || [];
-  if ((early.length || !whole()) && !form.held) {
-    hold({ at: null, leads: true });
-    form.held.keys.push(...early);
+  const { keys, asked } = window.headAtlasEarly?.take() || { keys: [] };
+  if ((keys.length || !whole()) && !form.held) {
+    // Here again on the way to another place: a request from before the way can lead back for a moment.
+    hold(asked?.at === place ? asked : { at: null, leads: true, way: asked });
+    form.held.keys.push(...keys);
   }
   return () => {
     form.mounted = false;

@@ -10,7 +10,7 @@
   const VIEWS = /\/(head|feature)$/;
   const LEADS = ".cell[data-at], a[href^='head?'], a[href^='feature?']";
   const BEGINS = /^[a-z0-9?/]$/i;
-  const state = { keys: [], leads: 0, rest: 0, timer: 0, said: null, since: 0 };
+  const state = { keys: [], leads: 0, rest: 0, timer: 0, said: null, since: 0, asked: null };
 
   const ready = () => document.documentElement.dataset.keys === "ready";
 
@@ -57,9 +57,14 @@
     else state.rest ||= Date.now();
     const rested = state.rest && Date.now() - state.rest >= REST_MS;
     if (!rested && Date.now() - state.since < LONGEST_MS) return;
-    if (state.keys.length) say("There is no form here to type into; what was typed was let go.", 4000);
+    letGo(state.keys, "There is no form here to type into");
     state.keys = [];
+    state.asked = null;
     stop();
+  }
+
+  function letGo(keys, why) {
+    if (keys.length) say(`${why}; what was typed was let go.`, 4000);
   }
 
   function watch() {
@@ -101,17 +106,22 @@
   window.addEventListener("keydown", pressed, true);
   window.addEventListener("click", clicked, true);
   window.headAtlasEarly = {
-    // The keys that wait, for the form that has come.
+    // The keys that wait, for the form that has come, and what was asked for when the form before went.
     take() {
       stop();
+      const { asked } = state;
+      state.asked = null;
       if (state.keys.length) say(null);
-      return state.keys.splice(0);
+      return { keys: state.keys.splice(0), asked };
     },
-    // Keys that a form held for another one, which is not there yet.
-    keep(keys) {
-      state.keys.push(...keys);
+    // What a form holds for another one, which is not there yet.
+    keep(held) {
+      state.keys.push(...(held?.keys || []));
+      state.asked = held?.asked.way || held?.asked;
       state.rest = 0;
-      if (state.keys.length) watch();
+      if (held) watch();
     },
+    // Keys that were for a place that did not come.
+    letGo: (keys) => letGo(keys, "That did not open"),
   };
 })();

@@ -8,7 +8,7 @@
 
 const ASK_AGAIN_MS = 3000;
 // A link, a choice of a head, or the way back leads to another place, however long the server takes; a press that was
-// lost on the way is given up after a while in which the server did nothing.
+// lost on the way is made again after a while in which the server did nothing, and then given up.
 const LEADS_MS = 15000;
 const SETTLE_MS = 60;
 const LONGEST_SETTLE_MS = 3000;
@@ -120,13 +120,15 @@ function ask(name) {
 function back() {
   const button = fresh(".st-key-came button");
   if (!button) return false;
-  hold({ at: form.place, leads: true });
+  const again = () => fresh(".st-key-came button")?.click();
+  hold({ at: form.place, leads: true, again });
   button.click();
   return true;
 }
 
+// ``asked``: where one is, and the number of what was asked there, or that it leads to another place and how to ask again.
 function hold(asked) {
-  const held = { asked, keys: [], since: Date.now(), arrived: 0, playing: false };
+  const held = { asked, keys: [], since: Date.now(), asks: 0, arrived: 0, playing: false };
   form.held = held;
   document.documentElement.dataset.held = "1";
   held.poll = setInterval(() => look(held), 30);
@@ -136,18 +138,29 @@ function look(held) {
   const { at, seq } = held.asked;
   const here = form.place !== at ? Boolean(fresh(own("label"))) && whole() : form.answered >= (seq ?? Infinity);
   if (!here) {
-    if (running()) held.since = Date.now();
-    else if (held.asked.leads && Date.now() - held.since > LEADS_MS) finish(held);
-    else if (!held.asked.leads && Date.now() - held.since > ASK_AGAIN_MS) {
-      held.since = Date.now();
-      send(held.asked);
-    }
+    wait(held);
     return;
   }
   held.arrived ||= Date.now();
   const waited = Date.now() - held.arrived;
   // Until the page is at rest its parts may still be moved about.
   if (waited > LONGEST_SETTLE_MS || (waited > SETTLE_MS && !running())) finish(held);
+}
+
+// Nothing has come yet: asks again where the server is at rest, and gives up a way that leads nowhere. What was typed
+// for another place is not for this one.
+function wait(held) {
+  const { asked } = held;
+  if (running()) Object.assign(held, { since: Date.now(), asks: 0 });
+  const rested = Date.now() - held.since;
+  if (asked.leads && rested > LEADS_MS) {
+    if (asked.at !== null) window.headAtlasEarly?.letGo(held.keys.splice(0));
+    finish(held);
+  } else if (rested > ASK_AGAIN_MS * (held.asks + 1)) {
+    held.asks += 1;
+    if (asked.leads) asked.again?.();
+    else send(asked);
+  }
 }
 
 function finish(held) {
