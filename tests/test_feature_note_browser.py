@@ -104,6 +104,24 @@ def test_a_rating_waits_for_buttons_whose_script_is_on_its_way(page, app):
     assert app.note(7, "slow").interpretability == "partly"
 
 
+def test_going_on_while_a_comment_opens_loses_no_keys(page, app):
+    """A form that goes while it holds keys for a field of its own leaves nothing behind."""
+    from playwright.sync_api import expect
+
+    visit(page, app, 8, "leaver")
+    page.evaluate(  # the comment's field never comes
+        """new MutationObserver(() => document.querySelector(".st-key-note-talk textarea")?.remove())
+          .observe(document, {childList: true, subtree: true})"""
+    )
+    page.keyboard.press("c")
+    expect(page.locator("html[data-held]")).to_have_count(1)
+    page.get_by_role("link", name="Head", exact=True).click()
+    expect(page.locator("html[data-head^=L]")).to_have_count(1)
+    page.keyboard.type("ehere now")
+    expect(page.locator("html[data-keys=ready]:not([data-held])")).to_have_count(1)
+    expect(label(page)).to_have_value("here now")
+
+
 def test_a_tag_that_was_not_confirmed_is_kept(page, app):
     from playwright.sync_api import expect
 

@@ -124,14 +124,6 @@ function scroller(node) {
   return null;
 }
 
-// Does something once the server has said all of this page: a question about a part of it that comes just as a run
-// ends makes Streamlit drop what that run still had to say, and the page would wait for it for ever.
-function atRest(root, act) {
-  if (!root.isConnected) return;
-  if (document.querySelector(".stApp")?.dataset.testScriptState === "running") setTimeout(() => atRest(root, act), 50);
-  else act();
-}
-
 // Cards that have not come yet: asked for when the reader is two windows away. What is asked for is a state of
 // the component, so that the cards also come with whatever else the page asks of the server meanwhile.
 function places(root, data, ask) {
@@ -145,7 +137,7 @@ function places(root, data, ask) {
     (seen) => {
       if (!seen.some((one) => one.isIntersecting)) return;
       watcher.disconnect();
-      atRest(root, () => ask(data.of));
+      ask(data.of);
     },
     { root: scroller(root), rootMargin: "200% 0px" },
   );

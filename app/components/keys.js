@@ -106,8 +106,12 @@ function oncemore(lead) {
 }
 
 function clicked(event) {
-  if (!form.mounted || form.held || !event.isTrusted) return;
+  if (!form.mounted || !event.isTrusted) return;
   const lead = leadsOn(event);
+  // Another choice while the first is on its way; or a form that is not whole yet, and nothing typed for it.
+  if (form.held?.asked?.leads && lead && form.held.asked.at === form.place) form.held.asked.again = oncemore(lead);
+  if (form.held && form.held.asked?.at === null && !form.held.keys.length && !form.held.playing) drop();
+  if (form.held) return;
   if (lead) hold({ at: form.place, leads: true, again: oncemore(lead) });
   const box = event.target.closest?.(MOVING);
   if (!box) return;
@@ -126,11 +130,19 @@ const listeners = [
   ["focusout", strayed],
   ["pointerdown", () => (wanted.until = Date.now() + 400)],
 ];
+// Who goes back with the browser's own button means it; what was typed for the place on the way is not for another.
+function wentBack() {
+  if (!form.held?.asked?.leads) return;
+  window.headAtlasEarly?.letGo(form.held.keys.splice(0));
+  form.held.asked = { at: null, leads: true };
+}
+
 const leaving = () => document.activeElement && leave(document.activeElement);
 
 function install() {
   for (const [name, listener] of listeners) window.addEventListener(name, listener, true);
   window.addEventListener("pagehide", leaving);
+  window.addEventListener("popstate", wentBack);
 }
 
 function uninstall() {
@@ -140,6 +152,7 @@ function uninstall() {
   drop();
   for (const [name, listener] of listeners) window.removeEventListener(name, listener, true);
   window.removeEventListener("pagehide", leaving);
+  window.removeEventListener("popstate", wentBack);
 }
 
 export default function (component) {
@@ -154,7 +167,8 @@ export default function (component) {
   page.keys = "ready";
   page.head = place;
   const { keys, asked } = window.headAtlasEarly?.take() || { keys: [] };
-  if ((keys.length || !whole()) && !form.held) {
+  if (form.held) form.held.keys.push(...keys);
+  else if (keys.length || !whole()) {
     // Here again on the way to another place: a request from before the way can lead back for a moment.
     hold(asked?.at === place ? asked : { at: null, leads: true, way: asked });
     form.held.keys.push(...keys);

@@ -6,7 +6,7 @@
 
 (() => {
   const REST_MS = 2500;
-  const LONGEST_MS = 60000;
+  const LONGEST_MS = 30000;
   const VIEWS = /\/(head|feature)$/;
   const LEADS = ".cell[data-at], a[href^='head?'], a[href^='feature?']";
   const BEGINS = /^[a-z0-9?/]$/i;
@@ -57,7 +57,7 @@
     else state.rest ||= Date.now();
     const rested = state.rest && Date.now() - state.rest >= REST_MS;
     if (!rested && Date.now() - state.since < LONGEST_MS) return;
-    letGo(state.keys, "There is no form here to type into");
+    letGo(state.keys, rested ? "There is no form here to type into" : "The form did not come");
     state.keys = [];
     state.asked = null;
     stop();
@@ -95,7 +95,13 @@
     if (state.keys.length === 1) say("Opening … what you type is kept.");
   }
 
+  // Where somebody goes on purpose, what was asked for before does not matter.
+  function forget() {
+    state.asked = null;
+  }
+
   function clicked(event) {
+    if (event.isTrusted) forget();
     if (ready() || event.ctrlKey || event.metaKey || event.shiftKey) return;
     if (!event.composedPath().some((node) => node.matches?.(LEADS))) return;
     state.leads = Date.now();
@@ -105,6 +111,10 @@
 
   window.addEventListener("keydown", pressed, true);
   window.addEventListener("click", clicked, true);
+  window.addEventListener("popstate", () => {
+    forget();
+    letGo(state.keys.splice(0), "That did not open");
+  });
   window.headAtlasEarly = {
     // The keys that wait, for the form that has come, and what was asked for when the form before went.
     take() {
@@ -116,8 +126,8 @@
     },
     // What a form holds for another one, which is not there yet.
     keep(held) {
-      state.keys.push(...(held?.keys || []));
-      state.asked = held?.asked.way || held?.asked;
+      state.keys.push(...(held?.keys.splice(0) || []));
+      state.asked = held?.asked?.way || held?.asked || null;
       state.rest = 0;
       if (held) watch();
     },

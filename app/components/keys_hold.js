@@ -136,9 +136,10 @@ function hold(asked) {
 
 function look(held) {
   const { at, seq } = held.asked;
-  const here = form.place !== at ? Boolean(fresh(own("label"))) && whole() : form.answered >= (seq ?? Infinity);
+  const moved = form.place !== at;
+  const here = moved ? Boolean(fresh(own("label"))) && whole() : form.answered >= (seq ?? Infinity);
   if (!here) {
-    wait(held);
+    wait(held, moved);
     return;
   }
   held.arrived ||= Date.now();
@@ -147,16 +148,16 @@ function look(held) {
   if (waited > LONGEST_SETTLE_MS || (waited > SETTLE_MS && !running())) finish(held);
 }
 
-// Nothing has come yet: asks again where the server is at rest, and gives up a way that leads nowhere. What was typed
-// for another place is not for this one.
-function wait(held) {
+// Nothing has come yet: asks again where the server is at rest, later each time, and gives up a way that leads nowhere.
+// What was typed for another place is not for this one. A form that has come and is not whole is given up as it is.
+function wait(held, moved) {
   const { asked } = held;
-  if (running()) Object.assign(held, { since: Date.now(), asks: 0 });
+  if (running()) held.since = Date.now();
   const rested = Date.now() - held.since;
-  if (asked.leads && rested > LEADS_MS) {
-    if (asked.at !== null) window.headAtlasEarly?.letGo(held.keys.splice(0));
+  if ((asked.leads || moved) && rested > LEADS_MS) {
+    if (!moved) window.headAtlasEarly?.letGo(held.keys.splice(0));
     finish(held);
-  } else if (rested > ASK_AGAIN_MS * (held.asks + 1)) {
+  } else if (!moved && rested > ASK_AGAIN_MS * (held.asks + 1)) {
     held.asks += 1;
     if (asked.leads) asked.again?.();
     else send(asked);
@@ -181,11 +182,12 @@ function queued(event) {
   const { held } = form;
   if (["Control", "Shift", "Alt", "Meta"].includes(event.key)) return;
   const modified = event.ctrlKey || event.metaKey || event.altKey;
-  if (modified && !/^(enter|s)$/i.test(event.key)) return;
+  if ((modified && !/^(enter|s)$/i.test(event.key)) || /^F\d+$/.test(event.key)) return;
   event.preventDefault();
   event.stopImmediatePropagation();
   // Pressed once more because nothing seemed to happen: the next head must not be saved with nothing in it.
-  const again = modified && event.key === "Enter" && !held.keys.length && !held.arrived;
+  const repeats = held.asked && held.asked.at !== null;
+  const again = repeats && modified && event.key === "Enter" && !held.keys.length && !held.arrived;
   if (!again && !event.repeat) held.keys.push(event);
 }
 

@@ -21,6 +21,9 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 _FLAGS = {
     # Otherwise a newer request runs beside the older one, and both change the same session (app/whole.py).
     "runner.fastReruns": "false",
+    # Runs after which a browser lets go of a large message that it does not need. Streamlit's own 2 is so few
+    # that one on a slow way lets go of what the server already refers to, which ends the page with an error.
+    "global.maxCachedMessageAge": "100",
     "server.headless": "true",
     "server.fileWatcherType": "none",
     "server.showEmailPrompt": "false",
