@@ -43,8 +43,9 @@ def go(address: str) -> None:
     kept = {key: st.query_params[key] for key in _KEPT if key in st.query_params}
     asked = dict(parse_qsl(parts.query))
     moves.expect(parts.path, asked)
-    ways.begin(parts.path, address, {**kept, **asked})
-    st.switch_page(page, query_params={**kept, **asked})
+    params = {**kept, **asked}
+    ways.begin(parts.path, address, params)
+    st.switch_page(page, query_params=params)
 
 
 def arrive(view: str) -> None:

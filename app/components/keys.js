@@ -88,11 +88,11 @@ function leadsOn(event) {
 }
 
 // The first part of the page, or of a component in it, that a selector is for.
-function find(selector, within = document) {
+function deepFind(selector, within = document) {
   const found = within.querySelector(selector);
   if (found) return found;
   for (const { shadowRoot } of within.querySelectorAll("*")) {
-    const inner = shadowRoot && find(selector, shadowRoot);
+    const inner = shadowRoot && deepFind(selector, shadowRoot);
     if (inner) return inner;
   }
   return null;
@@ -102,7 +102,7 @@ function find(selector, within = document) {
 function oncemore(lead) {
   const name = lead.href ? "href" : "data-at";
   const selector = `${lead.tagName}[${name}=${JSON.stringify(lead.getAttribute(name))}]`;
-  return () => find(selector)?.click();
+  return () => deepFind(selector)?.click();
 }
 
 function clicked(event) {
@@ -122,14 +122,6 @@ function clicked(event) {
   ask(name);
 }
 
-const listeners = [
-  ["input", typed],
-  ["keydown", pressed],
-  ["paste", pasted],
-  ["click", clicked],
-  ["focusout", strayed],
-  ["pointerdown", () => (wanted.until = Date.now() + 400)],
-];
 // Who goes back with the browser's own button means it; what was typed for the place on the way is not for another.
 function wentBack() {
   if (!form.held?.asked?.leads) return;
@@ -137,12 +129,20 @@ function wentBack() {
   form.held.asked = { at: null, leads: true };
 }
 
+const listeners = [
+  ["input", typed],
+  ["keydown", pressed],
+  ["paste", pasted],
+  ["click", clicked],
+  ["focusout", strayed],
+  ["popstate", wentBack],
+  ["pointerdown", () => (wanted.until = Date.now() + 400)],
+];
 const leaving = () => document.activeElement && leave(document.activeElement);
 
 function install() {
   for (const [name, listener] of listeners) window.addEventListener(name, listener, true);
   window.addEventListener("pagehide", leaving);
-  window.addEventListener("popstate", wentBack);
 }
 
 function uninstall() {
@@ -152,7 +152,6 @@ function uninstall() {
   drop();
   for (const [name, listener] of listeners) window.removeEventListener(name, listener, true);
   window.removeEventListener("pagehide", leaving);
-  window.removeEventListener("popstate", wentBack);
 }
 
 export default function (component) {
@@ -167,12 +166,10 @@ export default function (component) {
   page.keys = "ready";
   page.head = place;
   const { keys, asked } = window.headAtlasEarly?.take() || { keys: [] };
-  if (form.held) form.held.keys.push(...keys);
-  else if (keys.length || !whole()) {
-    // Here again on the way to another place: a request from before the way can lead back for a moment.
-    hold(asked?.at === place ? asked : { at: null, leads: true, way: asked });
-    form.held.keys.push(...keys);
-  }
+  // Here again on the way to another place: a request from before the way can lead back for a moment.
+  const onTheWay = asked?.at === place;
+  if (!form.held && (keys.length || !whole())) hold(onTheWay ? asked : { at: null, leads: true, way: asked });
+  form.held?.keys.push(...keys);
   return () => {
     form.mounted = false;
     uninstall();

@@ -57,8 +57,7 @@
     else state.rest ||= Date.now();
     const rested = state.rest && Date.now() - state.rest >= REST_MS;
     if (!rested && Date.now() - state.since < LONGEST_MS) return;
-    letGo(state.keys, rested ? "There is no form here to type into" : "The form did not come");
-    state.keys = [];
+    letGo(state.keys.splice(0), rested ? "There is no form here to type into" : "The form did not come");
     state.asked = null;
     stop();
   }
