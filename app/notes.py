@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import streamlit as st
 
+from app import ways
 from app.state import plain
 from app.whole import whole
 from atlas.db import annotations, changes
@@ -35,7 +36,7 @@ HEAD_FIELDS = (
     "notes",
     "verdicts",
 )
-BESIDE = ("stored", "opened", "shown", "conflict", "error", "fills", "echo")
+BESIDE = ("stored", "opened", "shown", "conflict", "error", "fills", "echo", "arrival")
 """What is remembered of a note beside its fields, whose widgets Streamlit forgets by itself."""
 REMEMBERED = 3
 """Notes left that are remembered, for a browser may go back at once to where it was."""
@@ -74,8 +75,14 @@ class Draft(Generic[N]):
 
     @whole
     def open(self) -> None:
-        """Fill the widgets from the database, unless they are on the page already."""
-        if any(self.key(name) not in st.session_state for name in (self.names[0], "stored")):
+        """Fill the widgets from the database, unless they are on the page already.
+
+        A request from before a way to another view brings values of widgets that the browser has forgotten
+        since: it would show the fields empty, and what is empty would be stored with the next change.
+        """
+        there = all(self.key(name) in st.session_state for name in (self.names[0], "stored"))
+        if not there or self.get("arrival") != ways.arrivals():
+            self.put("arrival", ways.arrivals())
             self.fill(self.load() or self.blank)
             self.put("opened", time.monotonic())
             self._forget_older()

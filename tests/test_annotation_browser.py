@@ -297,21 +297,28 @@ def test_what_was_typed_for_a_place_that_does_not_come_is_let_go(page, address):
     expect(label(page)).to_have_value("for this one")
 
 
-@pytest.mark.parametrize("how", ["lost", "undone"])
+LATE = """
+const send = WebSocket.prototype.send;
+let before = null;
+const late = (socket) => send.call(socket, before);  // a request from before the click arrives after it
+WebSocket.prototype.send = function (message) {
+  const how = window.how;
+  if (how) window.how = null;
+  if (how !== "lost") send.call(this, message);
+  if (how === "undone") setTimeout(() => late(this), 250);
+  else if (how?.startsWith("typ")) {
+    addEventListener("input", () => late(this), { once: true });
+  } else if (how === "back") window.back = () => late(this);
+  else if (!window.back) before = message;
+};"""
+
+
+@pytest.mark.parametrize("how", ["lost", "undone", "typed", "typing"])
 def test_a_click_that_is_lost_on_the_way_is_made_again(page, address, how):
     """What is typed for the feature never lands in the note of the head that was left."""
     from playwright.sync_api import expect
 
-    page.add_init_script(
-        """const send = WebSocket.prototype.send;
-        WebSocket.prototype.send = function (message) {
-          if (window.how === "lost") return void (window.how = null);
-          send.call(this, message);
-          if (window.how !== "undone") return void (window.before = message);
-          window.how = null;  // a request from before the click arrives after it
-          setTimeout(() => send.call(this, window.before), 250);
-        };"""
-    )
+    page.add_init_script(LATE)
     page.goto(f"{address}/head?head=L0H1&annotator={how}")
     ready(page, "L0H1")
     page.keyboard.type("eof the head")
@@ -322,12 +329,40 @@ def test_a_click_that_is_lost_on_the_way_is_made_again(page, address, how):
     page.wait_for_timeout(1000)  # nothing else is on its way
     page.evaluate(f"window.how = '{how}'")
     link.click()
-    page.keyboard.type("eof the feature")
+    if how == "typing":
+        expect(page.locator("html[data-keys=ready][data-head*='/']:not([data-held])")).to_have_count(1)
+    page.keyboard.type("eof the feature, and more", delay=60 if how == "typing" else 0)
     heading(page, f"Feature {feature}")
     expect(page.locator("html[data-keys=ready]:not([data-held])")).to_have_count(1)
-    expect(label(page)).to_have_value("of the feature")
+    expect(label(page)).to_have_value("of the feature, and more")
+    expect(page.get_by_text(re.compile("^version [12], "))).to_be_visible()
+    expect(label(page)).to_have_value("of the feature, and more")
     page.goto(f"{address}/head?head=L0H1&annotator={how}")
     ready(page, "L0H1")
+    expect(label(page)).to_have_value("of the head")
+
+
+def test_a_view_that_comes_back_by_itself_shows_what_is_stored(page, address):
+    """Its request brought values of fields that the browser had forgotten: they came back empty, and were stored so."""
+    from playwright.sync_api import expect
+
+    page.add_init_script(LATE)
+    page.goto(f"{address}/head?head=L1H1&annotator=back")
+    ready(page, "L1H1")
+    page.keyboard.type("eof the head")
+    expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1000)
+    page.evaluate("window.how = 'back'")
+    page.locator(".card a.name").first.click()
+    heading(page, re.compile("Feature"))
+    page.keyboard.type("eof the feature")
+    expect(page.get_by_text(re.compile("version 1"))).to_be_visible()
+    page.evaluate("window.back()")
+    ready(page, "L1H1")
+    expect(label(page)).to_have_value("of the head")
+    page.keyboard.type("wnotes")
+    expect(page.get_by_text(re.compile("draft, version 2"))).to_be_visible()
     expect(label(page)).to_have_value("of the head")
 
 

@@ -105,12 +105,17 @@ function oncemore(lead) {
   return () => deepFind(selector)?.click();
 }
 
+// Whether nothing was typed that waits for the form, and nothing is being played into it.
+function idle({ keys, edit, playing }) {
+  return !keys.length && !edit && !playing;
+}
+
 function clicked(event) {
   if (!form.mounted || !event.isTrusted) return;
   const lead = leadsOn(event);
   // Another choice while the first is on its way; or a form that is not whole yet, and nothing typed for it.
   if (form.held?.asked?.leads && lead && form.held.asked.at === form.place) form.held.asked.again = oncemore(lead);
-  if (form.held && form.held.asked?.at === null && !form.held.keys.length && !form.held.playing) drop();
+  if (form.held && form.held.asked?.at === null && idle(form.held)) drop();
   if (form.held) return;
   if (lead) hold({ at: form.place, leads: true, again: oncemore(lead) });
   const box = event.target.closest?.(MOVING);
@@ -134,6 +139,7 @@ const listeners = [
   ["keydown", pressed],
   ["paste", pasted],
   ["click", clicked],
+  ["focusin", begun],
   ["focusout", strayed],
   ["popstate", wentBack],
   ["pointerdown", () => (wanted.until = Date.now() + 400)],
@@ -148,7 +154,8 @@ function install() {
 function uninstall() {
   clearTimeout(form.timer);
   // On the way to another view this form goes before the next one comes.
-  window.headAtlasEarly?.keep(form.held);
+  window.headAtlasEarly?.keep(form.held, form.edit);
+  form.edit = null;
   drop();
   for (const [name, listener] of listeners) window.removeEventListener(name, listener, true);
   window.removeEventListener("pagehide", leaving);
@@ -165,11 +172,12 @@ export default function (component) {
   Object.assign(form, { place, kind, prefix, does, answered, mounted: true, send: component.setStateValue });
   page.keys = "ready";
   page.head = place;
-  const { keys, asked } = window.headAtlasEarly?.take() || { keys: [] };
+  const { keys, asked, edit } = window.headAtlasEarly?.take(place) || { keys: [] };
   // Here again on the way to another place: a request from before the way can lead back for a moment.
   const onTheWay = asked?.at === place;
-  if (!form.held && (keys.length || !whole())) hold(onTheWay ? asked : { at: null, leads: true, way: asked });
+  if (!form.held && (keys.length || edit || !whole())) hold(onTheWay ? asked : { at: null, leads: true, way: asked });
   form.held?.keys.push(...keys);
+  if (edit) form.held.edit = edit;
   return () => {
     form.mounted = false;
     uninstall();

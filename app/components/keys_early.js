@@ -9,8 +9,9 @@
   const LONGEST_MS = 30000;
   const VIEWS = /\/(head|feature)$/;
   const LEADS = ".cell[data-at], a[href^='head?'], a[href^='feature?']";
+  const EDIT_MS = 15000;
   const BEGINS = /^[a-z0-9?/]$/i;
-  const state = { keys: [], leads: 0, rest: 0, timer: 0, said: null, since: 0, asked: null };
+  const state = { keys: [], leads: 0, rest: 0, timer: 0, said: null, since: 0, asked: null, edit: null };
 
   const ready = () => document.documentElement.dataset.keys === "ready";
 
@@ -76,10 +77,15 @@
     return !ready() && (state.leads || (VIEWS.test(location.pathname) && (state.keys.length || !atRest())));
   }
 
+  // Whether a field was taken away in the middle of writing: what is pressed then goes on with it.
+  function editing() {
+    return state.edit && Date.now() - state.edit.at < EDIT_MS;
+  }
+
   function held(event) {
     const { key, ctrlKey, metaKey, altKey } = event;
     const modified = ctrlKey || metaKey || altKey;
-    if (!state.keys.length) return !modified && BEGINS.test(key);
+    if (!state.keys.length && !editing()) return !modified && BEGINS.test(key);
     if (modified) return !altKey && /^(enter|s)$/i.test(key);
     return key.length === 1 || ["Enter", "Escape", "Backspace"].includes(key);
   }
@@ -115,16 +121,20 @@
     letGo(state.keys.splice(0), "That did not open");
   });
   window.headAtlasEarly = {
-    // The keys that wait, for the form that has come, and what was asked for when the form before went.
-    take() {
+    // The keys that wait, for the form that has come, what was asked for when the form before went, and the field of
+    // this very place that somebody wrote in then.
+    take(place) {
       stop();
       const { asked } = state;
+      const edit = editing() && state.edit.place === place ? state.edit : null;
+      if (edit) state.edit = null;
       state.asked = null;
       if (state.keys.length) say(null);
-      return { keys: state.keys.splice(0), asked };
+      return { keys: state.keys.splice(0), asked, edit };
     },
-    // What a form holds for another one, which is not there yet.
-    keep(held) {
+    // What a form holds for another one, which is not there yet, and what was being written in it.
+    keep(held, edit) {
+      if (edit) state.edit = { ...edit, at: Date.now() };
       state.keys.push(...(held?.keys.splice(0) || []));
       state.asked = held?.asked?.way || held?.asked || null;
       state.rest = 0;

@@ -31,10 +31,15 @@ function number() {
   field?.select();
 }
 
-function comment() {
+// Opens the comments; false if there is no place for them.
+function unfolded() {
   const box = fresh(".st-key-note-talk details");
-  if (!box) return;
-  if (!box.open) box.querySelector("summary")?.click();
+  if (box && !box.open) box.querySelector("summary")?.click();
+  return Boolean(box);
+}
+
+function comment() {
+  if (!unfolded()) return;
   // What is typed until the field is there waits for it.
   if (form.held) return;
   const held = { keys: [], arrived: Date.now(), playing: true };

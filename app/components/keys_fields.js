@@ -20,6 +20,7 @@ const form = {
   choosing: null,
   typing: null,
   arrowed: null,
+  edit: null,
 };
 
 function isField(node) {
@@ -67,8 +68,22 @@ function keep(field) {
   field.setSelectionRange(selectionStart, selectionEnd, selectionDirection);
 }
 
+// The field that somebody writes in, and what was written since the server was told. A page that is drawn anew by a
+// request from before the way here takes the field away; the form that comes goes on with it (keys_hold.js).
+function begun(event) {
+  const field = event.target;
+  if (!form.mounted || !isField(field) || !inForm(field)) return;
+  const box = [...field.closest("[class*=st-key-]").classList].find((name) => name.startsWith("st-key-"));
+  form.edit = { place: form.place, box: `.${CSS.escape(box)}`, text: null, comment: Boolean(field.closest(".st-key-note-talk")) };
+}
+
 function strayed(event) {
   const field = event.target;
+  const { edit } = form;
+  // A field that is taken away is left, too, a moment before it goes.
+  setTimeout(() => {
+    if (form.edit === edit && field.isConnected) form.edit = null;
+  });
   // A list of choices says of itself that its field was left, while an entry is pointed at.
   if (!event.isTrusted) return;
   if (!form.mounted || !isField(field) || !inForm(field) || field.type === "checkbox") return;
@@ -86,6 +101,7 @@ function strayed(event) {
 }
 
 function typed(event) {
+  if (form.edit && event.target.matches(`${form.edit.box} *`)) form.edit.text = event.target.value;
   const choice = event.target.role === "combobox";
   if (choice && event.target.closest(JUMP)) form.choosing = event.target;
   if (choice && inForm(event.target)) {

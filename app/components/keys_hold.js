@@ -202,9 +202,24 @@ const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeo
 
 const isText = (key) => key.text || (key.key.length === 1 && !key.ctrlKey && !key.metaKey);
 
+// Goes on in a field that was taken away in the middle of writing: what the server was not told is written again.
+async function rewrite({ box, text, comment: talk }) {
+  if (talk) unfolded();
+  if (!(await focusSoon(`${box} :is(input, textarea)`))) {
+    if (text) window.headAtlasEarly?.letGo([text]);
+    return;
+  }
+  const field = deepActive();
+  if (text === null || field.value === text) field.setSelectionRange(field.value.length, field.value.length);
+  else if (text) await write(field, text);
+  else document.execCommand("delete");
+}
+
 // Plays keys that were held back, in order. A key that moves on holds the rest back again.
 async function play(held) {
   await painted();
+  if (held.edit) await rewrite(held.edit);
+  held.edit = null;
   while (held.keys.length) {
     const key = held.keys.shift();
     const active = deepActive();
