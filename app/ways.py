@@ -13,7 +13,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 LATE_SECONDS = 5.0
-"""How long after a way began a request may still name the view from before it, unless the browser knows better."""
+"""How long after a way began a request may still name the view from before it, if none named the new one."""
 _WAY = "way to another view"
 _VIEW = "view"
 _ARRIVALS = "arrivals in a view"
@@ -94,6 +94,6 @@ def arrive(view: str) -> str | None:
 
 
 def arrivals() -> int:
-    """How often this session has come from one view to another: what was on the page before is not any more."""
+    """How often this session has come from one view to another, which takes what was there off the page."""
     count: int = st.session_state.get(_ARRIVALS, 0)
     return count

@@ -343,7 +343,7 @@ def test_a_click_that_is_lost_on_the_way_is_made_again(page, address, how):
 
 
 def test_a_view_that_comes_back_by_itself_shows_what_is_stored(page, address):
-    """Its request brought values of fields that the browser had forgotten: they came back empty, and were stored so."""
+    """Its request brought values of fields that the browser had forgotten: empty ones, then stored so."""
     from playwright.sync_api import expect
 
     page.add_init_script(LATE)
