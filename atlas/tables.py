@@ -15,6 +15,8 @@ STR, BOOL = pa.string(), pa.bool_()
 I8, I16, I32, I64 = pa.int8(), pa.int16(), pa.int32(), pa.int64()
 F32, F64 = pa.float32(), pa.float64()
 SOURCES = pa.list_(pa.struct([("head", I16), ("source", I16), ("weight", I16)]))
+FULL_WEIGHT = 511
+"""A source's contribution is stored in this many steps of the example's largest: 10 bits with the sign."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Column:
     """A column: its name, Arrow type, meaning, unit (empty where it has none), and whether it may be NULL.
 
     A volatile column (a speed) differs from run to run; it is left out of the digests of releases. Numbers
-    are stored rounded to ``decimals``, lists to ``digits`` of their largest value (``atlas.store.shorten``).
+    are stored rounded to ``decimals``, lists to ``digits`` of their largest value or to ``bits`` of it
+    (``atlas.store.shorten``), which lie packed in the release's file (``atlas.store.packing``).
     """
 
     name: str
@@ -33,6 +36,7 @@ class Column:
     volatile: bool = False
     decimals: int | None = None
     digits: int | None = None
+    bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -252,18 +256,20 @@ _DECLARED = (
         _BLOCK, _POSITION, C("activation", F32, "activation at this position; 0 for a near miss"),
         C("near_miss", F32, "of a near miss, the pre-activation at this position", nullable=True),
         C("active_positions", pa.list_(I16), "every position of the block on which the feature fires"),
-        C("active_values", pa.list_(F32), "its activations there, to 5 digits of the largest", digits=5),
+        C("active_values", pa.list_(F32), "its activations there, to 12 bits (1/4096) of the largest",
+          bits=12),
     ), ("sae", "feature", "example_group", "rank"), 8192),
     Table("head_attribution", "z SAE x feature x head", (
         _SAE, _FEATURE, C("head", I16, "head, from 0"),
-        C("decoder_share", F32, "||W_dec[f, h]|| / sum over heads"),
+        C("decoder_share", F32, "||W_dec[f, h]|| / sum over heads", decimals=5),
         C("fve", F32, "Cov(d_h, p) / Var(p) over all tokens, of normalised inputs where the SAE normalises; "
-          "sums to 1 over heads", nullable=True),
-        C("fve_active", F32, "FVE over the tokens on which the feature fires; NULL below 10", nullable=True),
-        C("dfa_share", F32, "mean over the top examples of d_h / p", nullable=True),
+          "sums to 1 over heads", nullable=True, decimals=5),
+        C("fve_active", F32, "FVE over the tokens on which the feature fires; NULL below 10", nullable=True,
+          decimals=5),
+        C("dfa_share", F32, "mean over the top examples of d_h / p", nullable=True, decimals=5),
         C("logit_share", F32, "Cov(l_h, l) / Var(l) over the vocabulary, l the logit effects and "
           "l_h the part "
-          "that goes through the head; sums to 1 over heads", nullable=True),
+          "that goes through the head; sums to 1 over heads", nullable=True, decimals=5),
         *(C(f"dfa_{name}", F32, f"share of the head's positive DFA over the top examples {meaning}",
           nullable=True, decimals=5)
           for name, meaning in DFA_SHARES.items()),
@@ -275,7 +281,7 @@ _DECLARED = (
         _SAE, _FEATURE, C("example_group", STR, "as in examples"), _RANK,
         C("by_head", pa.list_(F32), "each head's part of the pre-activation, summed over sources; "
           "of a single "
-          "head's SAE that head's alone; rounded to 5 digits of the largest", digits=5),
+          "head's SAE that head's alone; rounded to 12 bits (1/4096) of the largest", bits=12),
         C("bias_term", F32, "b_enc, minus b_dec . W_enc where b_dec is subtracted"),
         C("pre_activation", F32, "sum of by_head, plus bias_term"),
         C("top_head", I16, "head of the largest positive contribution", nullable=True),
@@ -304,7 +310,8 @@ _DECLARED = (
     Table("dfa_distances", "z or attn_out SAE x feature x bin of distance, over its top examples", (
         _SAE, _FEATURE, C("low", I16, "smallest distance to the source; -1: the source is BOS", "tokens"),
         C("high", I16, "largest distance", "tokens"),
-        C("share", F32, "share of the positive DFA"), C("negative", F32, "negative DFA over the positive"),
+        C("share", F32, "share of the positive DFA", decimals=5),
+        C("negative", F32, "negative DFA over the positive", decimals=5),
     ), ("sae", "feature", "low")),
     Table("dfa_tokens", "z or attn_out SAE x feature x rank (10): source tokens, over its top examples", (
         _SAE, _FEATURE, _RANK, _TOKEN,

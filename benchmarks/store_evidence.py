@@ -20,7 +20,8 @@ from store_tables import (
     ragged,
 )
 
-from atlas.tables import DFA_SHARES
+from atlas.analysis.dfa_rows import short
+from atlas.tables import DFA_SHARES, FULL_WEIGHT
 
 BINS = ((-1, -1), (0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 127))
 
@@ -36,7 +37,7 @@ def dfa(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
     lengths = np.where(rng.random(n) < 0.97, 32, rng.integers(4, 32, n))
     row = np.repeat(np.arange(n), lengths)
     place = np.arange(len(row)) - np.repeat(lengths.cumsum() - lengths, lengths)
-    size = 1023 / (1 + place) ** (0.4 + 0.6 * floats(rng, n)[row])
+    size = FULL_WEIGHT / (1 + place) ** (0.4 + 0.6 * floats(rng, n)[row])
     weight = np.where(floats(rng, len(row)) < 0.75, size, -size).astype(np.int16)
     position = rng.integers(1, CONTEXT, n)
     head = (N_HEADS * floats(rng, len(row)) ** 1.5).astype(np.int16)
@@ -50,7 +51,7 @@ def dfa(sae: Sae, ids: np.ndarray, rng: np.random.Generator) -> Columns:
         "by_head": ragged(np.full(n, N_HEADS), pa.array(by_head.ravel())), "bias_term": bias,
         "pre_activation": by_head.sum(1) + bias, "top_head": head[first], "top_source": source[first],
         "matched_prefix": np.where(floats(rng, n) < 0.8, 0, rng.geometric(0.5, n)),
-        "unit": (0.02 * floats(rng, n) * sae.peak[ids][f] / 1023).astype(np.float32),
+        "unit": short(0.02 * floats(rng, n) * sae.peak[ids][f] / FULL_WEIGHT),
         "sources": ragged(lengths, triples),
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas.tables import FULL_WEIGHT
 from tests.synthetic_tables import Firing
 from tests.synthetic_world import D_HEAD, Encoded, World
 
@@ -61,7 +62,7 @@ def matched_prefix(tokens: np.ndarray, position: int, source: int) -> int:
 def _stored(table: np.ndarray) -> tuple[np.float32, list[Row]]:
     """The largest entries of [head, source] by magnitude, to 95 % of the absolute sum or 32."""
     flat = np.abs(table).ravel()
-    unit = np.float32(flat.max() / 1023)
+    unit = np.float32(flat.max() / FULL_WEIGHT)
     order = np.argsort(-flat, kind="stable")
     enough = int(np.searchsorted(np.cumsum(flat[order]), 0.95 * flat.sum())) + 1
     pairs = [divmod(int(i), table.shape[1]) for i in order[: min(enough, 32)] if flat[i] > 0]

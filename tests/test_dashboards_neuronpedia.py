@@ -146,7 +146,7 @@ def test_features_and_activations_say_what_saedashboard_says(con, written, tmp_p
             assert one["maxValue"] == max(one["values"]) == one["values"][one["maxValueTokenIndex"]]
             assert one["minValue"] == min(one["values"])
         largest = max((max(one["values"]) for one in mine), default=0.0)
-        assert row["maxActApprox"] == pytest.approx(largest, rel=5e-5)  # activations are stored rounded
+        assert row["maxActApprox"] == pytest.approx(largest, rel=1 / 4095)  # activations are stored rounded
 
 
 def test_neighbours_are_the_nearest_decoder_rows(con, written):

@@ -239,10 +239,12 @@ def same_rows(found, con, name, columns, where):
             lengths = [[len(one) for one in side] for side in (mine, theirs)]
             assert lengths[0] == lengths[1], f"{name}.{column}"
             mine, theirs = (np.concatenate(side) for side in (mine, theirs))
-            atol = 5e-5 * max(theirs) if column == "active_values" else 0  # stored rounded
+            atol = max(theirs) / 4095 if column == "active_values" else 0  # stored rounded
             np.testing.assert_allclose(mine, theirs, rtol=2e-7, atol=atol, err_msg=f"{name}.{column}")
         elif theirs and isinstance(theirs[0], float):
-            rtol = 5e-5 if column == "max_activation" else 2e-6  # the largest of active_values, as rounded
+            rtol = (
+                1 / 4095 if column == "max_activation" else 2e-6
+            )  # the largest of active_values, as rounded
             np.testing.assert_allclose(mine, theirs, rtol=rtol, atol=1e-6, err_msg=f"{name}.{column}")
         else:
             assert mine == theirs, f"{name}.{column}"

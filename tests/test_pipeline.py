@@ -73,7 +73,7 @@ def test_toml_is_the_same_build(tmp_path):
 def test_dfa_over_heads_plus_bias_is_the_preactivation(con):
     worst = rows(
         con,
-        # by_head is stored in 5 digits of its largest value, which may be far above the sum; and what is
+        # by_head is stored in 12 bits of its largest value, which may be far above the sum; and what is
         # added up in float32 is only as exact as its largest part.
         "SELECT max(abs(list_sum(by_head) + bias_term - pre_activation)"
         " / greatest(abs(pre_activation), list_max(by_head), -list_min(by_head), 1e-2)),"
@@ -81,7 +81,7 @@ def test_dfa_over_heads_plus_bias_is_the_preactivation(con):
         " / greatest(activation, abs(bias_term), list_max(by_head), -list_min(by_head))), count(*)"
         " FROM dfa JOIN examples USING (sae, feature, example_group, rank)",
     )[0]
-    assert worst[0] < 5e-4
+    assert worst[0] < 12 * 2.0**-12
     assert worst[1] < 5e-6
     assert (
         worst[2]
@@ -418,7 +418,7 @@ def test_other_sites_build_too(tmp_path):
             "SELECT max(abs(list_sum(by_head) + bias_term - pre_activation)"
             " / greatest(abs(pre_activation), list_max(by_head), -list_min(by_head), 1e-2)) FROM dfa"
         )
-        assert rows(con, worst)[0][0] < 5e-4
+        assert rows(con, worst)[0][0] < 12 * 2.0**-12
         assert rows(con, "SELECT count(DISTINCT sae) FROM logit_effects") == [(1,)]
         pairs = rows(con, "SELECT DISTINCT sae, other_sae FROM qk_partners ORDER BY ALL")
         assert pairs == [(names[i], names[j]) for i, j in ((0, 1), (1, 0), (2, 3), (3, 2))]

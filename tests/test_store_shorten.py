@@ -1,6 +1,8 @@
-"""Rounding to short decimals before storing: against Python's own decimal arithmetic, number by number."""
+"""Rounding before storing: against Python's own decimals and fractions, number by number."""
 
+import math
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas.store.shorten import shortened, to_digits
+from atlas.errors import StoreError
+from atlas.store.shorten import shortened, to_bits, to_digits
 from atlas.tables import F32, STR, Column, Table
 
 TABLE = Table("t", "row", (
@@ -34,6 +37,32 @@ def test_each_row_is_rounded_to_digits_of_its_largest(rows, digits):
             assert abs(Decimal(value) - exact) <= step / 2 + abs(exact) * Decimal("1e-7")
             steps = Decimal(value) / step
             assert abs(steps - steps.to_integral_value()) <= abs(steps) * Decimal("1e-7")
+
+
+@given(st.lists(st.lists(numbers, max_size=5), max_size=6), st.integers(2, 14))
+def test_each_row_is_rounded_to_bits_of_its_largest(rows, bits):
+    flat = np.array([x for row in rows for x in row], np.float32)
+    found = iter(to_bits(flat, np.array([len(row) for row in rows], int), bits).tolist())
+    for row in rows:
+        largest = Fraction(max((abs(x) for x in row), default=0))
+        rounded = [Fraction(next(found)) for _ in row]
+        for x, value in zip(row, rounded, strict=True):
+            assert abs(value - Fraction(x)) <= largest / (2**bits - 1)
+        steps = max(map(abs, rounded), default=0)
+        if steps:
+            step = Fraction(2) ** (floor_log2(steps) - bits + 1)
+            assert all((value / step).denominator == 1 and abs(value / step) < 2**bits for value in rounded)
+
+
+def floor_log2(x):
+    return math.frexp(float(x))[1] - 1
+
+
+def test_bits_are_of_finite_numbers():
+    with pytest.raises(StoreError, match="a list holds nan; allowed: finite numbers"):
+        to_bits(np.float32([1.0, np.nan]), np.array([2]), 8)
+    with pytest.raises(StoreError, match="holds -inf"):
+        to_bits(np.float32([-np.inf, 1.0]), np.array([1, 1]), 8)
 
 
 def test_only_declared_columns_change_and_nothing_stays_nothing():

@@ -28,12 +28,12 @@ CODE_VERSIONS = {
     "heads": 2,
     "shard": 4,
     "effects": 1,
-    "summarise": 7,
-    "dfa": 6,
-    "attribute": 2,
+    "summarise": 8,
+    "dfa": 7,
+    "attribute": 3,
     "pair": 2,
     "reference": 2,
-    "publish": 4,
+    "publish": 5,
 }
 """Raised when a step's code changes what it writes, so that older outputs are made anew."""
 

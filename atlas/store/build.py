@@ -15,6 +15,14 @@ from atlas.errors import StoreError
 from atlas.store.connection import literal, open_release
 from atlas.store.derived import DERIVED, derive
 from atlas.store.digest import ContentDigest
+from atlas.store.packing import (
+    exponent_of,
+    is_packed,
+    packed_rows,
+    stored_columns,
+    stored_name,
+    unpacking_view,
+)
 from atlas.store.parquet import KeyOrder, conform
 from atlas.store.views import VIEWS
 from atlas.tables import TABLES, Column, Table
@@ -22,6 +30,7 @@ from atlas.tables import TABLES, Column, Table
 Key: TypeAlias = tuple[str | int, ...]
 
 _BATCH = 65_536
+_MANY_ROWS = 1_000_000
 _MEMORY = "2GB"  # beyond it, DuckDB sorts on the disk
 _SCALARS = {
     pa.string(): "VARCHAR",
@@ -120,10 +129,15 @@ def _declare(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("BEGIN")
     for table in TABLES.values():
         columns = ", ".join(
-            f'"{c.name}" {sql_type(c.type)}{"" if c.nullable else " NOT NULL"}' for c in table.columns
+            f'"{name}" {_stored_type(name, c)}{"" if c.nullable else " NOT NULL"}'
+            for name, c in stored_columns(table)
         )
-        connection.execute(f"CREATE TABLE {table.name} ({columns})")
-        connection.execute(f"COMMENT ON TABLE {table.name} IS {literal('One row per ' + table.row)}")
+        connection.execute(f"CREATE TABLE {stored_name(table)} ({columns})")
+        if is_packed(table):
+            connection.execute(unpacking_view(table))
+            _describe_packed(connection, table)
+        kind = "VIEW" if is_packed(table) else "TABLE"
+        connection.execute(f"COMMENT ON {kind} {table.name} IS {literal('One row per ' + table.row)}")
         for column in table.columns:
             name = f'{table.name}."{column.name}"'
             connection.execute(f"COMMENT ON COLUMN {name} IS {literal(column_comment(column))}")
@@ -133,6 +147,25 @@ def _declare(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("COMMIT")
 
 
+def _describe_packed(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
+    stored = stored_name(table)
+    said = f"How {table.name} is stored: ask {table.name}, which has the numbers of packed lists again"
+    connection.execute(f"COMMENT ON TABLE {stored} IS {literal(said)}")
+    for name, column in stored_columns(table):
+        meaning = column_comment(column)
+        if name != column.name:
+            meaning = f"log2 of one step of {column.name}"
+        elif column.bits is not None:
+            meaning = f"in steps of 2^{exponent_of(column)}: {meaning}"
+        connection.execute(f'COMMENT ON COLUMN {stored}."{name}" IS {literal(meaning)}')
+
+
+def _stored_type(name: str, column: Column) -> str:
+    if column.bits is None:
+        return sql_type(column.type)
+    return "SMALLINT[]" if name == column.name else "SMALLINT"
+
+
 def _build_table(
     connection: duckdb.DuckDBPyConnection, declared: Table, parts: Sequence[Path]
 ) -> tuple[int, str]:
@@ -140,18 +173,19 @@ def _build_table(
         derive(connection, declared.name)
     elif parts:
         _load(connection, declared, parts)
-    return _verify(connection, declared)
+    rows, digest = _verify(connection, declared)
+    if rows >= _MANY_ROWS:
+        connection.execute("CHECKPOINT")  # what it frees, the tables after this one fill
+    return rows, digest
 
 
 def _load(connection: duckdb.DuckDBPyConnection, declared: Table, parts: Sequence[Path]) -> None:
     """Insert the parts, one after the other where their keys allow it: a sort of all rows costs far more."""
-    names = ", ".join(f'"{c.name}"' for c in declared.columns)
     one_after_another = in_key_order(parts, declared)
     order = "" if one_after_another else "ORDER BY " + ", ".join(f'"{name}"' for name in declared.key)
     files = ", ".join(literal(part) for part in one_after_another or parts)
-    connection.execute(
-        f"INSERT INTO {declared.name} SELECT {names} FROM read_parquet([{files}]) {order}"  # noqa: S608
-    )
+    rows = packed_rows(declared, f"read_parquet([{files}])")
+    connection.execute(f"INSERT INTO {stored_name(declared)} {rows} {order}")
 
 
 def in_key_order(parts: Sequence[Path], declared: Table) -> list[Path] | None:

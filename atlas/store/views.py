@@ -83,7 +83,7 @@ VIEWS: tuple[View, ...] = (
     View(
         "dfa_sources",
         "One row per stored source of a kept example: its head, its position, what it contributes to the "
-        "pre-activation (rounded to 1/1023 of the example's largest), and how many tokens back it lies",
+        "pre-activation (rounded to 1/511 of the example's largest), and how many tokens back it lies",
         _DFA_SOURCES,
     ),
     View(

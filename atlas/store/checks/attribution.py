@@ -1,9 +1,13 @@
 """Checks of direct feature attribution: parts sum to the pre-activation, and that is the activation."""
 
 from atlas.store.checks.check import Check, rows
+from atlas.tables import FULL_WEIGHT, TABLES
 
 _SLACK = 1e-3
 """How far sums of 32-bit contributions may be off, in parts of the sum of their sizes."""
+_BITS = next(c.bits for c in TABLES["dfa"].columns if c.name == "by_head")
+_ROUNDED = f"len(by_head) * pow(2, -{_BITS})"
+"""How far rounded parts of heads may be off together, in parts of the largest."""
 _SIZE = "(list_sum(list_transform(by_head, lambda x: abs(x))) + abs(bias_term))"
 
 
@@ -11,7 +15,7 @@ def _far(one: str, other: str) -> str:
     """Whether two sums of contributions differ; the sizes of all terms are only looked at where needed."""
     apart = f"abs({one} - ({other}))"
     near = f"{apart} <= {_SLACK} * (1e-3 + abs({other}))"
-    return f"CASE WHEN {near} THEN false ELSE {apart} > {_SLACK} * (1e-3 + {_SIZE}) END"
+    return f"CASE WHEN {near} THEN false ELSE {apart} > ({_SLACK} + {_ROUNDED}) * (1e-3 + {_SIZE}) END"
 
 
 _KEY = ("sae", "feature", "example_group", "rank")
@@ -84,8 +88,10 @@ CHECKS: tuple[Check, ...] = (
     _examples(),
     _activation(),
     _stored(
-        "dfa.sources", f"at most {_MOST} sources, largest first, the largest 1023 units; no pair twice",
-        f"len(sources) > {_MOST} OR list_reverse_sort(sizes) != sizes OR sizes[1] NOT BETWEEN 1022 AND 1024 "
+        "dfa.sources",
+        f"at most {_MOST} sources, largest first, the largest some {FULL_WEIGHT} units; no pair twice",
+        f"len(sources) > {_MOST} OR list_reverse_sort(sizes) != sizes "
+        f"OR sizes[1] NOT BETWEEN {FULL_WEIGHT / 1.01 - 1:.0f} AND {FULL_WEIGHT} "
         "OR list_unique(pairs) != len(pairs)", "weights::VARCHAR",
     ),
     _stored(

@@ -6,6 +6,8 @@ from atlas.tables import F32, F64, TABLES
 _CLOSE = 1e-4
 """How far, in parts of it, a stored 32-bit number may be from one that it has to equal."""
 
+_ROUNDED = 1.01 * 2.0 ** -next(c.bits or 0 for c in TABLES["examples"].columns if c.name == "active_values")
+
 
 def _unit(name: str, columns: tuple[str, ...], low: int = 0) -> Check:
     """Columns that lie in [low, 1], but for rounding, or are NULL."""
@@ -84,7 +86,7 @@ CHECKS: tuple[Check, ...] = (
         "len(active_positions) != len(active_values) OR CASE WHEN example_group = 'negative' "
         "THEN list_contains(active_positions, position) "
         "ELSE coalesce(abs(active_values[list_position(active_positions, position)] - activation), 1e9) "
-        f"> {_CLOSE} * list_max(active_values) END",
+        f"> {_ROUNDED} * list_max(active_values) END",
         "activation",
     ),
     grouped(

@@ -26,7 +26,7 @@ MORE_GROUPS = ("random", "negative")
 class Attribution:
     """The DFA of one example: exact per head, and the largest (head, source, contribution) entries.
 
-    Contributions are as stored, rounded to 1/1023 of the largest. ``matched_prefix`` counts the tokens
+    Contributions are as stored, rounded to 1/511 of the largest. ``matched_prefix`` counts the tokens
     before ``top_source``, the source of the largest positive one, that repeat those up to the example's.
     """
 
