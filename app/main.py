@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 import streamlit as st
 
-from app import access, navigation, state, style
+from app import access, navigation, state, style, ways
 from app.views import (
     agreement,
     circuit,
@@ -164,6 +164,7 @@ def main() -> None:
         else:
             _note(settings)
             page.run()
+            ways.sent()
     except StoreError as error:
         state.say_error(error)
         st.page_link(pages["atlas"], label="Go to the atlas of heads")

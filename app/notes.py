@@ -81,9 +81,10 @@ class Draft(Generic[N]):
         since: it would show the fields empty, and what is empty would be stored with the next change.
         """
         there = all(self.key(name) in st.session_state for name in (self.names[0], "stored"))
-        if not there or self.get("arrival") != ways.arrivals():
-            self.put("arrival", ways.arrivals())
+        settled = self.get("conflict") is None and self.get("error") is None
+        if not there or (settled and self.get("arrival") != ways.arrivals()):
             self.fill(self.load() or self.blank)
+            self.put("arrival", ways.arrivals())
             self.put("opened", time.monotonic())
             self._forget_older()
 

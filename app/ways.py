@@ -7,13 +7,15 @@ have done nothing. Within a view, :mod:`app.moves` does the same for places.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 LATE_SECONDS = 5.0
-"""How long after a way began a request may still name the view from before it, if none named the new one."""
+"""How long after a way began a request may still name the view from before it, while the new one is made."""
+THERE_SECONDS = 1.5
+"""How long it may once the new view was sent: the browser names that from when it has seen the beginning."""
 _WAY = "way to another view"
 _VIEW = "view"
 _ARRIVALS = "arrivals in a view"
@@ -22,22 +24,18 @@ Address = dict[str, str]
 
 @dataclass
 class Way:
-    """The last way: the view it left, the address it led to, what the browser's address may be meanwhile.
-
-    ``own`` counts the runs for the new view that the way itself asked for and that have not come yet: any
-    other one was asked for by a browser that is there, and what that asks for next is meant.
-    """
+    """The last way: the view it left, the address it led to, what the browser's address may be meanwhile."""
 
     left: str
     to: str
     meanwhile: tuple[Address, ...]
-    at: float = field(default_factory=time.monotonic)
-    own: int = 0
+    until: float
+    sent: bool = False
 
     def is_late(self, view: str, here: Mapping[str, str], now: float) -> bool:
         """Whether a request for this view, with this address, is one from before the way.
 
-        >>> way = Way("head", "feature?feature=3", ({"head": "L0H1"}, {"feature": "3"}), at=10.0)
+        >>> way = Way("head", "feature?feature=3", ({"head": "L0H1"}, {"feature": "3"}), until=15.0)
         >>> way.is_late("head", {"head": "L0H1"}, 10.2), way.is_late("head", {"feature": "3"}, 10.2)
         (True, True)
         >>> way.is_late("head", {"head": "L0H1"}, 15.2), way.is_late("head", {}, 10.2)
@@ -45,32 +43,20 @@ class Way:
         >>> way.is_late("feature", {"feature": "3"}, 10.2)
         False
         """
-        return view == self.left and dict(here) in self.meanwhile and now - self.at < LATE_SECONDS
-
-    def is_over(self, view: str, now: float) -> bool:
-        """Whether the browser is known to be there, or somewhere else on purpose.
-
-        >>> way = Way("head", "feature?feature=3", (), at=10.0, own=1)
-        >>> way.is_over("feature", 10.1), way.is_over("feature", 10.2)
-        (False, True)
-        >>> Way("head", "feature?feature=3", (), at=10.0, own=1).is_over("head", 10.1)
-        True
-        """
-        if view == self.left or now - self.at >= LATE_SECONDS:
-            return True
-        self.own -= 1
-        return self.own < 0
+        return view == self.left and dict(here) in self.meanwhile and now < self.until
 
 
 def begin(view: str, to: str, address: Address) -> None:
     """From now on, for a moment, a request for the view of this run means the one that is gone to."""
+    now = time.monotonic()
     way: Way | None = st.session_state.get(_WAY)
-    if way is None or way.to != to:
-        left: str | None = st.session_state.get(_VIEW)
-        if left is None or left == view:
-            return
-        way = st.session_state[_WAY] = Way(left, to, (st.query_params.to_dict(), address))
-    way.own += 1
+    if way is not None and way.to == to:
+        way.until, way.sent = now + LATE_SECONDS, False
+        return
+    left: str | None = st.session_state.get(_VIEW)
+    if left is not None and left != view:
+        meanwhile = (st.query_params.to_dict(), address)
+        st.session_state[_WAY] = Way(left, to, meanwhile, now + LATE_SECONDS)
 
 
 def arrive(view: str) -> str | None:
@@ -88,9 +74,17 @@ def arrive(view: str) -> str | None:
     now = time.monotonic()
     if not back and way.is_late(view, st.query_params.to_dict(), now):
         return way.to
-    if back or way.is_over(view, now):
+    # The new view was sent before: now the browser has asked for it, or for another one, itself.
+    if back or view == way.left or way.sent or now >= way.until:
         st.session_state.pop(_WAY)
     return None
+
+
+def sent() -> None:
+    """A view was made and sent to its end."""
+    way: Way | None = st.session_state.get(_WAY)
+    if way is not None and not way.sent:
+        way.until, way.sent = time.monotonic() + THERE_SECONDS, True
 
 
 def arrivals() -> int:

@@ -31,6 +31,8 @@ from store_tables import N_LAYERS, Sae, make_sae
 
 from atlas.store import release
 from atlas.store.connection import open_release
+from atlas.store.packing import stored_name
+from atlas.tables import TABLES
 
 WIDE_LAYERS = (5, 7)
 WIDTH = 24_576
@@ -78,8 +80,9 @@ def table_bytes(con: duckdb.DuckDBPyConnection, names: list[str]) -> dict[str, i
     """Bytes of every table: a segment reaches to the next one in its block, or to the block's end."""
     segments: set[tuple[int, int, str]] = set()
     for name in names:
+        stored = stored_name(TABLES[name]) if name in TABLES else name
         found = con.execute(
-            "SELECT block_id, block_offset, additional_block_ids FROM pragma_storage_info(?)", [name]
+            "SELECT block_id, block_offset, additional_block_ids FROM pragma_storage_info(?)", [stored]
         )
         for block, offset, more in found.fetchall():
             segments.update([(block, offset, name)] if block >= 0 else [])

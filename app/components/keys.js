@@ -116,6 +116,8 @@ function clicked(event) {
   // Another choice while the first is on its way; or a form that is not whole yet, and nothing typed for it.
   if (form.held?.asked?.leads && lead && form.held.asked.at === form.place) form.held.asked.again = oncemore(lead);
   if (form.held && form.held.asked?.at === null && idle(form.held)) drop();
+  // Another field, while the one written in before is still to be filled again: that first, then this one.
+  if (form.held?.edit && isField(event.target) && inForm(event.target)) form.held.edit.after = boxOf(event.target);
   if (form.held) return;
   if (lead) hold({ at: form.place, leads: true, again: oncemore(lead) });
   const box = event.target.closest?.(MOVING);
@@ -154,7 +156,8 @@ function install() {
 function uninstall() {
   clearTimeout(form.timer);
   // On the way to another view this form goes before the next one comes.
-  window.headAtlasEarly?.keep(form.held, form.edit);
+  const edit = form.held?.edit || form.edit;
+  window.headAtlasEarly?.keep(form.held, edit && Date.now() - (edit.gone || Date.now()) < GONE_MS ? edit : null);
   form.edit = null;
   drop();
   for (const [name, listener] of listeners) window.removeEventListener(name, listener, true);
@@ -166,6 +169,7 @@ export default function (component) {
   const page = document.documentElement.dataset;
   if (!form.mounted) install();
   else if (form.place !== place) {
+    form.edit = null;
     document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
     if (deepActive()?.closest?.(JUMP)) leave(deepActive());
   }

@@ -5,6 +5,7 @@
 
 const PAUSE_MS = 800;
 const LONGEST_MS = 4000;
+const GONE_MS = 1000;
 
 const form = {
   mounted: false,
@@ -73,16 +74,26 @@ function keep(field) {
 function begun(event) {
   const field = event.target;
   if (!form.mounted || !isField(field) || !inForm(field)) return;
-  const box = [...field.closest("[class*=st-key-]").classList].find((name) => name.startsWith("st-key-"));
-  form.edit = { place: form.place, box: `.${CSS.escape(box)}`, text: null, comment: Boolean(field.closest(".st-key-note-talk")) };
+  const box = boxOf(field);
+  const text = form.edit?.place === form.place && form.edit.box === box ? form.edit.text : null;
+  form.edit = { place: form.place, box, text, caret: null, comment: Boolean(field.closest(".st-key-note-talk")) };
+}
+
+// What a field is found by in a form that is drawn anew.
+function boxOf(field) {
+  const name = [...field.closest("[class*=st-key-]").classList].find((one) => one.startsWith("st-key-"));
+  return `.${CSS.escape(name)}`;
 }
 
 function strayed(event) {
   const field = event.target;
   const { edit } = form;
+  if (edit && field.matches?.(`${edit.box} *`)) edit.caret = [field.selectionStart, field.selectionEnd];
   // A field that is taken away is left, too, a moment before it goes.
   setTimeout(() => {
-    if (form.edit === edit && field.isConnected) form.edit = null;
+    if (form.edit !== edit || !edit) return;
+    if (field.isConnected) form.edit = null;
+    else edit.gone ||= Date.now();
   });
   // A list of choices says of itself that its field was left, while an entry is pointed at.
   if (!event.isTrusted) return;

@@ -203,16 +203,19 @@ const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeo
 const isText = (key) => key.text || (key.key.length === 1 && !key.ctrlKey && !key.metaKey);
 
 // Goes on in a field that was taken away in the middle of writing: what the server was not told is written again.
-async function rewrite({ box, text, comment: talk }) {
+async function rewrite({ box, text, caret, comment: talk, after }) {
   if (talk) unfolded();
   if (!(await focusSoon(`${box} :is(input, textarea)`))) {
     if (text) window.headAtlasEarly?.letGo([text]);
     return;
   }
   const field = deepActive();
-  if (text === null || field.value === text) field.setSelectionRange(field.value.length, field.value.length);
-  else if (text) await write(field, text);
-  else document.execCommand("delete");
+  if (text && field.value !== text) await write(field, text);
+  else if (text === "") document.execCommand("delete");
+  const end = field.value.length;
+  const [from, to] = caret || [end, end];
+  if (from !== null) field.setSelectionRange?.(from, to);
+  if (after && after !== box) fresh(`${after} :is(input, textarea)`)?.focus();
 }
 
 // Plays keys that were held back, in order. A key that moves on holds the rest back again.
@@ -243,12 +246,14 @@ async function play(held) {
 }
 
 // Writes into a field that has just come; a field that is drawn anew meanwhile loses it, so it is looked at again.
+// A click on another field meanwhile does not lead the text there.
 async function write(field, text) {
   for (let i = 0; i < 4; i++) {
+    if (i && field.isConnected) field.focus();
     document.execCommand("insertText", false, text);
     await painted();
     await new Promise((done) => setTimeout(done, 30));
-    const now = deepActive();
+    const now = field.isConnected ? field : deepActive();
     if ((now?.value ?? now?.textContent ?? "").includes(text)) return;
     if (!isField(now)) field.focus();
   }

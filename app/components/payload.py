@@ -66,7 +66,7 @@ def attribution(dfa: Attribution | None) -> dict[str, Any] | None:
         return None
     return {
         "h": [rounded(v) or 0.0 for v in dfa.by_head],
-        "sum": rounded(sum(dfa.by_head), 5),
+        "sum": rounded(dfa.pre_activation - dfa.bias_term, 5),  # parts of heads are stored rounded
         "bias": rounded(dfa.bias_term),
         "pre": rounded(dfa.pre_activation),
         "src": [[head, source, rounded(v) or 0.0] for head, source, v in dfa.sources],

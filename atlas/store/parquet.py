@@ -93,16 +93,18 @@ class KeyOrder:
 class TableWriter:
     """Takes batches of rows sorted by the table's key, and cuts them into row groups of the declared size."""
 
-    def __init__(self, declared: Table, writer: pq.ParquetWriter) -> None:
+    def __init__(self, declared: Table, writer: pq.ParquetWriter, *, as_is: bool = False) -> None:
         self.rows = 0
-        self._declared, self._writer = declared, writer
+        self._declared, self._writer, self._as_is = declared, writer, as_is
         self._order = KeyOrder(declared)
         self._held: list[pa.Table] = []
         self._n_held = 0
 
     def write(self, batch: pa.Table | pa.RecordBatch) -> None:
         """Add rows that come after those already written."""
-        checked = shortened(conform(batch, self._declared), self._declared)
+        checked = conform(batch, self._declared)
+        if not self._as_is:
+            checked = shortened(checked, self._declared)
         self._order.check(checked)
         self._held.append(checked)
         self._n_held += checked.num_rows
@@ -141,11 +143,12 @@ def _integers(kind: pa.DataType, path: str) -> list[str]:
 
 
 @contextmanager
-def open_table(path: Path, name: str, *, flush: bool = True) -> Iterator[TableWriter]:
+def open_table(path: Path, name: str, *, flush: bool = True, as_is: bool = False) -> Iterator[TableWriter]:
     """Write table ``name`` to ``path`` (Parquet, zstd) batch by batch, or not at all; ``flush``: see atomic.
 
-    Rows must come sorted by the table's key and unique in it, across all batches. Raises StoreError for
-    anything else, and for a disk that refuses; then no file is left and an old one stays as it was.
+    Numbers are rounded as declared, but for ``as_is``: rows of a release, which may be an older one. Rows
+    must come sorted by the table's key and unique in it, across all batches. Raises StoreError for anything
+    else, and for a disk that refuses; then no file is left and an old one stays as it was.
     """
     declared = table(name)
     # Dictionaries of numbers that hardly repeat cost half the time of writing, and space.
@@ -157,14 +160,14 @@ def open_table(path: Path, name: str, *, flush: bool = True) -> Iterator[TableWr
         atomic_file(Path(path), flush=flush) as work,
         pq.ParquetWriter(work, declared.schema, **how) as writer,
     ):
-        rows = TableWriter(declared, writer)
+        rows = TableWriter(declared, writer, as_is=as_is)
         yield rows
         rows.flush()
 
 
-def write_table(path: Path, name: str, data: Batches, *, flush: bool = True) -> int:
+def write_table(path: Path, name: str, data: Batches, *, flush: bool = True, as_is: bool = False) -> int:
     """Write table ``name`` to ``path`` as ``open_table`` does; return the number of rows."""
-    with open_table(path, name, flush=flush) as writer:
+    with open_table(path, name, flush=flush, as_is=as_is) as writer:
         for batch in [data] if isinstance(data, pa.Table) else data:
             writer.write(batch)
     return writer.rows

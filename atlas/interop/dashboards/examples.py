@@ -35,9 +35,12 @@ def examples_of(
         block, position = kept["block"][i], kept["position"][i]
         tokens, source = blocks[block]
         values = [0.0] * len(tokens)
+        own = kept["activation"][i]
+        # The others are rounded; a top example is its block's strongest.
+        limit = own if group == "top" else float("inf")
         for place, value in zip(kept["active_positions"][i], kept["active_values"][i], strict=True):
-            values[place] = one_short(value)
-        values[position] = one_short(kept["activation"][i])  # exact, the others are rounded
+            values[place] = one_short(min(value, limit))
+        values[position] = one_short(own)
         activation = bins[group] | {
             "tokens": [words[token] for token in tokens],
             "values": values,

@@ -59,7 +59,7 @@ def write_plain(
         if kind == "jsonl":
             _write_lines(path, batches)
         elif name in TABLES and set(schema.names) == set(TABLES[name].schema.names):
-            write_table(path, name, batches)
+            write_table(path, name, batches, as_is=True)
         else:
             _write_parquet(path, schema, batches)
     progress.update(len(asked), len(asked))

@@ -24,10 +24,11 @@ MORE_GROUPS = ("random", "negative")
 
 @dataclass(frozen=True)
 class Attribution:
-    """The DFA of one example: exact per head, and the largest (head, source, contribution) entries.
+    """The DFA of one example: the part of each head, and the largest (head, source, contribution) entries.
 
-    Contributions are as stored, rounded to 1/511 of the largest. ``matched_prefix`` counts the tokens
-    before ``top_source``, the source of the largest positive one, that repeat those up to the example's.
+    Parts are as stored, to 12 bits of the largest, and contributions to 1/511 of it. ``matched_prefix``
+    counts the tokens before ``top_source``, the source of the largest positive one, that repeat those up to
+    the example's.
     """
 
     by_head: tuple[float, ...]

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import duckdb
 
+from atlas.store.packing import is_packed, stored_name
+from atlas.tables import TABLES
+
 
 class Columns(NamedTuple):
     """A table or view of the release with its columns: name and type."""
@@ -21,10 +24,15 @@ class Function(NamedTuple):
 
 
 def columns(con: duckdb.DuckDBPyConnection) -> tuple[Columns, ...]:
-    """Tables and views of the release in the order of their names, columns in the order of SELECT *."""
+    """Tables and views of the release in the order of their names, columns in the order of SELECT *.
+
+    What packed tables are stored in is left out: their views have the same rows, with the numbers.
+    """
+    packed = [stored_name(table) for table in TABLES.values() if is_packed(table)]
     rows = con.execute(
         "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal "
-        "ORDER BY table_name, column_index"
+        "AND NOT list_contains(?, table_name) ORDER BY table_name, column_index",
+        [packed],
     ).fetchall()
     found: dict[str, list[tuple[str, str]]] = {}
     for table, column, kind in rows:
