@@ -54,6 +54,10 @@ class Table:
         """The Arrow schema, in the declared column order."""
         return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
 
+    def column(self, name: str) -> Column:
+        """The column of a name that is declared."""
+        return next(column for column in self.columns if column.name == name)
+
     @property
     def lasting(self) -> pa.Schema:
         """The schema without volatile columns: what a digest covers."""

@@ -311,17 +311,24 @@ WebSocket.prototype.send = function (message) {
 };"""
 
 
+def labelled(page, address, head, who):
+    """Open a head and write a label, until it is kept."""
+    from playwright.sync_api import expect
+
+    page.goto(f"{address}/head?head={head}&annotator={who}")
+    ready(page, head)
+    page.keyboard.type("eof the head")
+    expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
+    page.keyboard.press("Escape")
+
+
 @pytest.mark.parametrize("how", ["lost", "undone"])
 def test_a_click_that_is_lost_on_the_way_is_made_again(page, address, how):
     """What is typed for the feature never lands in the note of the head that was left."""
     from playwright.sync_api import expect
 
     page.add_init_script(LATE)
-    page.goto(f"{address}/head?head=L0H1&annotator={how}")
-    ready(page, "L0H1")
-    page.keyboard.type("eof the head")
-    expect(page.get_by_text(re.compile("draft, version"))).to_be_visible()
-    page.keyboard.press("Escape")
+    labelled(page, address, "L0H1", how)
     link = page.locator(".card a.name").first
     feature = link.inner_text().split()[-1]
     page.wait_for_timeout(1000)  # nothing else is on its way
@@ -372,11 +379,7 @@ def test_a_view_that_comes_back_by_itself_shows_what_is_stored(page, address):
     from playwright.sync_api import expect
 
     page.add_init_script(LATE)
-    page.goto(f"{address}/head?head=L1H1&annotator=back")
-    ready(page, "L1H1")
-    page.keyboard.type("eof the head")
-    expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
-    page.keyboard.press("Escape")
+    labelled(page, address, "L1H1", "back")
     page.wait_for_timeout(1000)
     page.evaluate("window.how = 'back'")
     page.locator(".card a.name").first.click()

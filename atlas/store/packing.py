@@ -6,7 +6,7 @@ row's exponent, in two thirds of the space; the table's own name is a view that 
 bit. What a view is not asked for, DuckDB does not read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from atlas.tables import Column, Table
 
@@ -41,11 +41,7 @@ def stored_columns(table: Table) -> Iterator[tuple[str, Column]]:
 
 def packed_rows(table: Table, source: str) -> str:
     """The query for the stored columns of declared rows that ``source`` gives."""
-    parts = [_packed(column) for column in table.columns]
-    scales = "".join(
-        f", {_steps_in_one(c.name, c.bits)} AS {_scale(c)}" for c in table.columns if c.bits is not None
-    )
-    return f"SELECT {', '.join(parts)} FROM (SELECT *{scales} FROM {source})"  # noqa: S608
+    return _scaled(table, _packed, lambda column: _steps_in_one(column.name, column.bits or 0), source)
 
 
 def _packed(column: Column) -> str:
@@ -63,17 +59,21 @@ def _steps_in_one(name: str, bits: int) -> str:
 
 def unpacking_view(table: Table) -> str:
     """The statement that makes the view with the table's own name and columns."""
-    names = ", ".join(_unpacked(column) for column in table.columns)
-    steps = "".join(
-        f", pow(2::DOUBLE, {exponent_of(c)}) AS {_scale(c)}" for c in table.columns if c.bits is not None
-    )
-    return f"CREATE VIEW {table.name} AS SELECT {names} FROM (SELECT *{steps} FROM {stored_name(table)})"  # noqa: S608
+    rows = _scaled(table, _unpacked, lambda c: f"pow(2::DOUBLE, {exponent_of(c)})", stored_name(table))
+    return f"CREATE VIEW {table.name} AS {rows}"
 
 
 def _unpacked(column: Column) -> str:
     if column.bits is None:
         return f'"{column.name}"'
     return f'list_transform("{column.name}", lambda x: (x * {_scale(column)})::FLOAT) AS "{column.name}"'
+
+
+def _scaled(table: Table, given: Callable[[Column], str], scale: Callable[[Column], str], source: str) -> str:
+    """The query for each column as ``given`` says, beside the scales of those that are packed."""
+    columns = ", ".join(given(column) for column in table.columns)
+    scales = "".join(f", {scale(c)} AS {_scale(c)}" for c in table.columns if c.bits is not None)
+    return f"SELECT {columns} FROM (SELECT *{scales} FROM {source})"  # noqa: S608
 
 
 def _scale(column: Column) -> str:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from atlas.store.families import families_view, feature_families_view
 from atlas.store.induction import induction_view
+from atlas.tables import FULL_WEIGHT
 
 
 class View(NamedTuple):
@@ -83,7 +84,8 @@ VIEWS: tuple[View, ...] = (
     View(
         "dfa_sources",
         "One row per stored source of a kept example: its head, its position, what it contributes to the "
-        "pre-activation (rounded to 1/511 of the example's largest), and how many tokens back it lies",
+        f"pre-activation (rounded to 1/{FULL_WEIGHT} of the example's largest), "
+        "and how many tokens back it lies",
         _DFA_SOURCES,
     ),
     View(

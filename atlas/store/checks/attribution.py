@@ -5,7 +5,7 @@ from atlas.tables import FULL_WEIGHT, TABLES
 
 _SLACK = 1e-3
 """How far sums of 32-bit contributions may be off, in parts of the sum of their sizes."""
-_BITS = next(c.bits for c in TABLES["dfa"].columns if c.name == "by_head")
+_BITS = TABLES["dfa"].column("by_head").bits
 _ROUNDED = f"len(by_head) * pow(2, -{_BITS})"
 """How far rounded parts of heads may be off together, in parts of the largest."""
 _SIZE = "(list_sum(list_transform(by_head, lambda x: abs(x))) + abs(bias_term))"

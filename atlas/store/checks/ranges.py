@@ -6,7 +6,7 @@ from atlas.tables import F32, F64, TABLES
 _CLOSE = 1e-4
 """How far, in parts of it, a stored 32-bit number may be from one that it has to equal."""
 
-_ROUNDED = 1.01 * 2.0 ** -next(c.bits or 0 for c in TABLES["examples"].columns if c.name == "active_values")
+_ROUNDED = 1.01 * 2.0 ** -(TABLES["examples"].column("active_values").bits or 0)
 
 
 def _unit(name: str, columns: tuple[str, ...], low: int = 0) -> Check:

@@ -40,7 +40,7 @@ def meaning(name: str) -> str:
     'n_active / evaluated tokens'
     """
     table, column = COLUMNS[name]
-    found = next(c for c in TABLES[table].columns if c.name == column)
+    found = TABLES[table].column(column)
     of = "DFA: " if table == "dfa_summary" else ""
     return f"{of}{found.meaning}{f' [{found.unit}]' if found.unit else ''}"
 
