@@ -9,8 +9,9 @@ from atlas.db.arrow import SCHEMAS
 from atlas.db.meanings import ANNOTATIONS, UNITS
 from atlas.store.build import sql_type
 from atlas.store.study_tables import STUDY_TABLES
+from atlas.store.view_columns import RECORDS, VIEW_COLUMNS
 from atlas.store.views import VIEWS
-from atlas.tables import TABLES, Table
+from atlas.tables import TABLES, Column, Table
 
 
 class Field(NamedTuple):
@@ -35,7 +36,7 @@ class Entry(NamedTuple):
 
 def entries() -> tuple[Entry, ...]:
     """Every table of a release, its views, the annotation tables, and those of studies."""
-    return (*_release_tables(), *_views(), *_annotation_tables(), *_study_tables())
+    return (*_release_tables(), *_views(), *_entries(RECORDS), *_annotation_tables(), *_study_tables())
 
 
 def _release_tables() -> list[Entry]:
@@ -48,10 +49,14 @@ def _entries(tables: Iterable[Table]) -> list[Entry]:
             table.name,
             f"One row per {table.row}",
             table.key,
-            tuple(Field(c.name, sql_type(c.type), c.meaning, c.unit, c.nullable) for c in table.columns),
+            _fields(table.columns),
         )
         for table in tables
     ]
+
+
+def _fields(columns: Iterable[Column]) -> tuple[Field, ...]:
+    return tuple(Field(c.name, sql_type(c.type), c.said, c.unit, c.nullable) for c in columns)
 
 
 def _study_tables() -> list[Entry]:
@@ -59,7 +64,10 @@ def _study_tables() -> list[Entry]:
 
 
 def _views() -> list[Entry]:
-    return [Entry(view.name, view.meaning, (), (), view.create.strip()) for view in VIEWS]
+    return [
+        Entry(view.name, view.meaning, (), _fields(VIEW_COLUMNS[view.name]), view.create.strip())
+        for view in VIEWS
+    ]
 
 
 def _annotation_tables() -> list[Entry]:

@@ -38,6 +38,19 @@ class Column:
     digits: int | None = None
     bits: int | None = None
 
+    @property
+    def said(self) -> str:
+        """The meaning, and how the numbers are rounded.
+
+        >>> C("fve", F32, "FVE", decimals=5).said, C("l0", F64, "mean").said
+        ('FVE; to 5 decimals', 'mean')
+        """
+        how = {"decimals": self.decimals, "digits of the largest": self.digits}
+        said = "".join(f"; to {n} {what}" for what, n in how.items() if n is not None)
+        if self.bits is not None:
+            said = f"; to {self.bits} bits (1/{1 << self.bits}) of the largest"
+        return self.meaning + said
+
 
 @dataclass(frozen=True)
 class Table:
@@ -226,7 +239,8 @@ _DECLARED = (
           "token and token", nullable=True),
         C("loss_effect", F32, "mean change of the loss if it were ablated where it fires, to first "
           "order: minus "
-          "activation times decoder row times gradient of the block's summed loss", "nats", nullable=True),
+          "activation times decoder row times gradient of the block's summed loss (0 at its last position, "
+          "whose next token is not seen)", "nats", nullable=True),
         C("n_loss", I32, "firing tokens of the sampled text that loss_effect is the mean of", "tokens"),
         C("logit_mean", F32, "mean logit effect", nullable=True),
         C("logit_std", F32, "population standard deviation of the logit effects", nullable=True),
@@ -249,8 +263,10 @@ _DECLARED = (
         _SAE, _FEATURE, C("role", STR, "at: the token it fires on; next: the token after it"), _RANK, _TOKEN,
         C("n_active", I32, "firings with this token", "tokens"),
         C("sum_activation", F32, "summed activation"), C("max_activation", F32, "largest activation"),
-        C("precision", F32, "share of its firings that have this token", decimals=4),
-        C("recall", F32, "share of this token's occurrences on which it fires", decimals=4),
+        C("precision", F32, "share of its firings (next: of those that have a next token) with this token",
+          decimals=4),
+        C("recall", F32, "share of this token's occurrences, position 0 left out (next: and 1), on which it "
+          "fires", decimals=4),
     ), ("sae", "feature", "role", "rank")),
     Table("examples", "SAE x feature x group x rank", (
         _SAE, _FEATURE,
@@ -260,8 +276,7 @@ _DECLARED = (
         _BLOCK, _POSITION, C("activation", F32, "activation at this position; 0 for a near miss"),
         C("near_miss", F32, "of a near miss, the pre-activation at this position", nullable=True),
         C("active_positions", pa.list_(I16), "every position of the block on which the feature fires"),
-        C("active_values", pa.list_(F32), "its activations there, to 12 bits (1/4096) of the largest",
-          bits=12),
+        C("active_values", pa.list_(F32), "its activations there", bits=12),
     ), ("sae", "feature", "example_group", "rank"), 8192),
     Table("head_attribution", "z SAE x feature x head", (
         _SAE, _FEATURE, C("head", I16, "head, from 0"),
@@ -270,7 +285,8 @@ _DECLARED = (
           "sums to 1 over heads", nullable=True, decimals=5),
         C("fve_active", F32, "FVE over the tokens on which the feature fires; NULL below 10", nullable=True,
           decimals=5),
-        C("dfa_share", F32, "mean over the top examples of d_h / p", nullable=True, decimals=5),
+        C("dfa_share", F32, "mean of d_h / p over the top examples with p >= sum of |d_h| / 5, in which the "
+          "heads make it fire and do not cancel; NULL without any", nullable=True, decimals=5),
         C("logit_share", F32, "Cov(l_h, l) / Var(l) over the vocabulary, l the logit effects and "
           "l_h the part "
           "that goes through the head; sums to 1 over heads", nullable=True, decimals=5),
@@ -285,9 +301,9 @@ _DECLARED = (
         _SAE, _FEATURE, C("example_group", STR, "as in examples"), _RANK,
         C("by_head", pa.list_(F32), "each head's part of the pre-activation, summed over sources; "
           "of a single "
-          "head's SAE that head's alone; rounded to 12 bits (1/4096) of the largest", bits=12),
+          "head's SAE that head's alone", bits=12),
         C("bias_term", F32, "b_enc, minus b_dec . W_enc where b_dec is subtracted"),
-        C("pre_activation", F32, "sum of by_head, plus bias_term"),
+        C("pre_activation", F32, "sum of by_head before it was rounded, plus bias_term"),
         C("top_head", I16, "head of the largest positive contribution", nullable=True),
         C("top_source", I16, "source position of the largest positive contribution", "tokens", nullable=True),
         C("matched_prefix", I16, "tokens before top_source that repeat those up to the example's "
@@ -340,7 +356,7 @@ _DECLARED = (
         C("role", STR, "at: it fires on the token; next: before it (both from token_stats); up, down: it "
           "promotes or suppresses it (logit_effects); from: it reads from it (dfa_tokens)"),
         _TOKEN, _SAE, _FEATURE,
-        C("score", F32, "at, next: precision; up, down: size of the logit effect, to 3 decimals; from: share "
+        C("score", F32, "at, next: precision; up, down: size of the logit effect; from: share "
           "of the stored positive DFA, to 4"),
     ), ("role", "token", "sae", "feature")),
     Table("example_places", "top example, in the order of the text", (
@@ -445,7 +461,7 @@ _DECLARED = (
         C("products", pa.list_(F32), "decoder row . W_pos W_Q (k: W_K), by position of a block"),
         C("centred", pa.list_(F32), "the same with the mean over positions taken out of W_pos"),
     ), ("sae", "feature"), 2048),
-    Table("head_summary", "head with a z SAE of its whole layer; only features that fire", (
+    Table("head_summary", "head with a z SAE of its whole layer; only features that fire, but for n_dead", (
         _SAE, _MODEL, _LAYER, C("head", I16, "head, from 0"),
         C("n_features", I32, "features that fire"), C("n_top", I32, "of them, features whose top head it is"),
         C("effective_features", F64, "inverse participation of its decoder shares: (sum s)^2 / sum s^2"),
@@ -456,9 +472,10 @@ _DECLARED = (
         C("corr_decoder_fve", F64, "Spearman's rank correlation of decoder share and FVE", nullable=True),
         C("corr_decoder_dfa", F64, "the same of decoder share and DFA share", nullable=True),
         C("corr_fve_dfa", F64, "the same of FVE and DFA share", nullable=True),
-        C("distance", F64, "mean DFA distance of its features, weighted by FVE", "tokens", nullable=True),
-        *(C(name, F64, f"share of the head's positive DFA {meaning}: mean over its features, weighted by FVE",
-            nullable=True) for name, meaning in DFA_SHARES.items()),
+        C("distance", F64, "mean DFA distance of its features, weighted by max(FVE, 0)", "tokens",
+          nullable=True),
+        *(C(name, F64, f"share of the head's positive DFA {meaning}: mean over its features, weighted by "
+            "max(FVE, 0)", nullable=True) for name, meaning in DFA_SHARES.items()),
         *(C(f"n_{name}", I32, f"family {name}: features whose top head it is") for name in FAMILY_NAMES),
     ), ("model", "layer", "head", "sae")),
     Table("head_scores", "model x layer x head x score", (

@@ -176,7 +176,8 @@ def attribution_rows(
     parts = np.einsum("bphd,hd->bph", x, enc)
     all_tokens = _fve(parts[:, 1:].reshape(-1, world.n_heads))
     active = _fve(parts[fires.block, fires.position]) if len(fires.value) >= 10 else None
-    ratios = [table.sum(-1) / table.sum() for _, _, table in found]
+    sums_of = [table.sum(-1) for _, _, table in found]
+    ratios = [d / d.sum() for d in sums_of if 5 * d.sum() >= np.abs(d).sum()]
     dfa_share = np.mean(ratios, axis=0) if ratios else None
     effects = logits.sum(0)
     logit_share = (logits * effects).mean(-1) / (effects**2).mean()

@@ -366,6 +366,12 @@ def test_without_patterns_each_side_is_ablated_on_its_own(store, monkeypatch):
         assert numbers == pytest.approx({name: before[name] for name in numbers}, abs=1e-5, rel=1e-4)
 
 
+def test_a_mean_over_nothing_is_null(store, tmp_path):
+    row = evaluate(tiny_model(), SAES[:1], store, BLOCKS, NullProgress())[0]
+    write_rows(tmp_path, "sae_metrics", [row | {"pattern_kl": float("nan")}])
+    assert read_table(tmp_path / "sae_metrics.parquet", "sae_metrics")["pattern_kl"].to_pylist() == [None]
+
+
 def test_rows_of_every_site_fit_the_table(store, tmp_path):
     """What other sites lack is NULL."""
     rows = evaluate(tiny_model(), SAES, store, BLOCKS, NullProgress())

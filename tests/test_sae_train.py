@@ -400,3 +400,10 @@ def test_what_does_not_fit_into_float16_is_refused():
 def test_nothing_left_to_train_on(model, store):
     with pytest.raises(CorpusError, match="none is left"):
         Stream(store, len(store), 128, 0).block_numbers(0)
+
+
+def test_a_site_that_is_zero_is_refused(model, store, tmp_path):
+    """docs-2l is attention-only: its MLPs write nothing."""
+    run = training(model, store, [SAES[0]], [Site("mlp_out", 1)])
+    with pytest.raises(SAEError, match=r"L01\.mlp_out is zero on all of the first \d+ tokens"):
+        run.run(tmp_path / "state", NullProgress())

@@ -339,9 +339,10 @@ def test_fve(whole):
 def test_dfa_of_heads(whole):
     for f, rows in whole.of("head_attribution").items():
         sums, by_head = positive_sums(whole, f), [e.dense.sum(1) for e in top_of(whole, f)]
-        share = np.mean([d / d.sum() for d in by_head], axis=0) if by_head else [None] * N_HEADS
+        usable = [d for d in by_head if 5 * d.sum() >= np.abs(d).sum()]
+        share = np.mean([d / d.sum() for d in usable], axis=0) if usable else [None] * N_HEADS
         # Where the parts cancel, their rounding is divided by a small sum.
-        error = np.mean([2e-5 * np.abs(d).sum() / d.sum() ** 2 for d in by_head]) if by_head else 0
+        error = np.mean([2e-5 * np.abs(d).sum() / d.sum() ** 2 for d in usable]) if usable else 0
         for h, row in enumerate(rows):
             where = (whole.name, f, h)
             attributed(row, "dfa_share", share[h], where, error + 5e-6, 1e-5)

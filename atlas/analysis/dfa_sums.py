@@ -26,6 +26,8 @@ from atlas.kernels.sources import count_matched
 from atlas.tables import DFA_SHARES
 
 LOCAL, LONG_RANGE = 8, 32
+CANCELLED = 5
+"""An example whose heads' parts come to less than one in so many of their sizes has no DFA shares."""
 DISTANCES = np.array([0, 1, 2, 3, 5, 9, 17, 33, 65, 129])
 """Smallest distance of each bin; BOS has a bin of its own before them."""
 _LOWS = np.concatenate([[-1], DISTANCES])
@@ -79,7 +81,7 @@ class DFASums:
         n, key = len(feature), dense.shape[2]
         parts = by_head.astype(np.float64)
         p = parts.sum(1)
-        usable = p != 0
+        usable = (p > 0) & (CANCELLED * p >= np.abs(parts).sum(1))
         found = {
             "n": np.ones(n, np.int64),
             "n_matched": (matched > 0).astype(np.int64),
@@ -104,7 +106,11 @@ class DFASums:
         return merged
 
     def dfa_share(self) -> npt.NDArray[np.float64]:
-        """Mean over a feature's top examples of d_h / p, [d_sae, heads]; NaN where it has none."""
+        """Mean over a feature's top examples of d_h / p, [d_sae, heads]; NaN where it has none.
+
+        Only examples in which the heads make the feature fire count, p = sum of d_h >= sum of |d_h| / 5:
+        where the bias does and the heads' parts cancel, d_h / p has any size.
+        """
         return _ratio(self.share, self.n_share[:, None])
 
     def head_columns(self) -> Columns:

@@ -26,14 +26,12 @@ def schema(table: str | None, markdown: bool) -> None:
 def describe(entry: Entry) -> str:
     """One table for the terminal."""
     head = f"{entry.name}: {entry.row}"
-    if entry.definition:
-        return f"{head}\n\n{entry.definition}"
     if entry.key:
         head += f"; sorted by and unique in {', '.join(entry.key)}"
     names = max(len(f.name) for f in entry.fields)
     kinds = max(len(f.type) for f in entry.fields)
     lines = [f"{f.name:<{names}}  {f.type:<{kinds}}  {_meaning(f)}" for f in entry.fields]
-    return "\n".join([head, "", *lines])
+    return "\n".join([head, "", *lines, *(["", entry.definition] if entry.definition else [])])
 
 
 def _meaning(field: Field) -> str:
@@ -48,20 +46,20 @@ def to_markdown(tables: tuple[Entry, ...]) -> str:
         "# Tables",
         "",
         "Made by `atlas schema --markdown > docs/tables.md` from the declarations in `atlas/tables.py`,",
-        "`atlas/store/views.py`, `atlas/db/arrow.py` and `atlas/store/study_tables.py`. Indices start at 0.",
+        "`atlas/store/views.py`, `atlas/store/view_columns.py`, `atlas/db/arrow.py` and",
+        "`atlas/store/study_tables.py`. Indices start at 0.",
         "The annotation tables come from the annotation database, those with a column `study` from studies",
         "(see circuits.md); both are joined when a query runs.",
     ]
     for entry in tables:
         key = f" Sorted by and unique in {', '.join(f'`{k}`' for k in entry.key)}." if entry.key else ""
         lines += ["", f"## `{entry.name}`", "", f"{_escape(entry.row)}.{key}", ""]
-        if entry.definition:
-            lines += ["```", entry.definition, "```"]
-            continue
         lines += ["| Column | Type | Meaning | Unit | NULL |", "|---|---|---|---|---|"]
         for f in entry.fields:
             null = "yes" if f.nullable else ""
             lines.append(f"| `{f.name}` | `{f.type}` | {_escape(f.meaning)} | {f.unit} | {null} |")
+        if entry.definition:
+            lines += ["", "```", entry.definition, "```"]
     return "\n".join(lines) + "\n"
 
 

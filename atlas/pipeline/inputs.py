@@ -173,7 +173,7 @@ def _array(value: Any, kind: pa.DataType) -> pa.Array:
         if value.dtype.kind == "f":
             return pa.array(value, mask=np.isnan(value)).cast(kind)
         return pa.array(value).cast(kind)
-    return value if isinstance(value, pa.Array) else pa.array(value, kind)
+    return value if isinstance(value, pa.Array) else pa.array(value, kind, from_pandas=True)
 
 
 def write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:

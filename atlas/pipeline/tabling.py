@@ -17,6 +17,7 @@ from atlas.pipeline.inputs import (
     write_columns,
     write_rows,
 )
+from atlas.pipeline.wiring import CODE_VERSIONS
 from atlas.sae.model import SAE
 from atlas.store import published
 from atlas.tables import TABLES
@@ -88,6 +89,7 @@ def publish(context: Context) -> None:
         "context": str(meta.context),
         "seed": str(plan.config.train.seed),
         "code_version": __version__,
+        "code_versions": json.dumps(CODE_VERSIONS, sort_keys=True),
     }
     info = published.publish(context.settings, plan.config.release_name, parts, provenance)
     note = {"name": info.name, "version": info.version, "digest": info.digest, "file": info.path.name}

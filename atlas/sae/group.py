@@ -113,7 +113,17 @@ class Group:
 
     @torch.no_grad()
     def start(self, x: Sequence[Float[Tensor, "n d_in"]]) -> None:
-        """Set the input scales, and b_dec to the mean activation, from each SAE's first activations."""
+        """Set the input scales, and b_dec to the mean activation, from each SAE's first activations.
+
+        Raises:
+            SAEError: a site is zero on all of them (the MLPs of an attention-only model).
+        """
+        silent = [site.name for site, rows in zip(self.sites, x, strict=True) if not rows.any()]
+        if silent:
+            raise SAEError(
+                f"{', '.join(silent)} is zero on all of the first {len(x[0])} tokens; allowed: sites "
+                "that hold something to reconstruct"
+            )
         if self.config.normalize_activations == "none":
             squares = torch.stack([rows.square().sum(1).mean() for rows in x]).clamp_min(1e-12)
             self.scale = (self.bank.d_in / squares).sqrt()

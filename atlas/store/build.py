@@ -24,6 +24,7 @@ from atlas.store.packing import (
     unpacking_view,
 )
 from atlas.store.parquet import KeyOrder, conform
+from atlas.store.view_columns import RECORDS, VIEW_COLUMNS
 from atlas.store.views import VIEWS
 from atlas.tables import TABLES, Column, Table
 
@@ -63,7 +64,7 @@ def sql_type(kind: pa.DataType) -> str:
 
 def column_comment(column: Column) -> str:
     """The meaning with its unit, as it is stored in the file and printed by the documentation."""
-    return f"{column.meaning} [{column.unit}]" if column.unit else column.meaning
+    return f"{column.said} [{column.unit}]" if column.unit else column.said
 
 
 def build_file(
@@ -137,14 +138,24 @@ def _declare(connection: duckdb.DuckDBPyConnection) -> None:
             connection.execute(unpacking_view(table))
             _describe_packed(connection, table)
         kind = "VIEW" if is_packed(table) else "TABLE"
-        connection.execute(f"COMMENT ON {kind} {table.name} IS {literal('One row per ' + table.row)}")
-        for column in table.columns:
-            name = f'{table.name}."{column.name}"'
-            connection.execute(f"COMMENT ON COLUMN {name} IS {literal(column_comment(column))}")
+        _describe(connection, kind, table.name, f"One row per {table.row}", table.columns)
     for view in VIEWS:
         connection.execute(view.create)
-        connection.execute(f"COMMENT ON VIEW {view.name} IS {literal(view.meaning)}")
+        _describe(connection, "VIEW", view.name, view.meaning, VIEW_COLUMNS[view.name])
+    for record in RECORDS:
+        columns = ", ".join(f"{c.name} {sql_type(c.type)}" for c in record.columns)
+        connection.execute(f"CREATE TABLE {record.name} ({columns})")
+        _describe(connection, "TABLE", record.name, f"One row per {record.row}", record.columns)
     connection.execute("COMMIT")
+
+
+def _describe(
+    connection: duckdb.DuckDBPyConnection, kind: str, name: str, meaning: str, columns: Sequence[Column]
+) -> None:
+    connection.execute(f"COMMENT ON {kind} {name} IS {literal(meaning)}")
+    for column in columns:
+        said = literal(column_comment(column))
+        connection.execute(f'COMMENT ON COLUMN {name}."{column.name}" IS {said}')
 
 
 def _describe_packed(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
@@ -225,14 +236,8 @@ def _verify(connection: duckdb.DuckDBPyConnection, declared: Table) -> tuple[int
 
 
 def _write_manifest(connection: duckdb.DuckDBPyConnection, manifest: Sequence[tuple[str, int, str]]) -> None:
-    connection.execute("CREATE TABLE manifest (table_name VARCHAR, rows BIGINT, digest VARCHAR)")
     connection.executemany("INSERT INTO manifest VALUES (?, ?, ?)", [list(row) for row in manifest])
-    connection.execute(
-        "COMMENT ON TABLE manifest IS 'One row per table: its rows and a digest of its content'"
-    )
 
 
 def _write_provenance(connection: duckdb.DuckDBPyConnection, entries: Mapping[str, str]) -> None:
-    connection.execute("CREATE TABLE provenance (key VARCHAR, value VARCHAR)")
     connection.executemany("INSERT INTO provenance VALUES (?, ?)", [list(e) for e in sorted(entries.items())])
-    connection.execute("COMMENT ON TABLE provenance IS 'What this release was made from, and when'")

@@ -68,7 +68,7 @@ _FAMILIES = (
     Family(
         "positional", "features", "top_position_share",
         f"{_FIRINGS} AND top_position_share >= {AT_ONE_POSITION}",
-        "fires most strongly at one position of the context",
+        "has at least half of its strongest tokens at one position of the context",
         "seed 000, A3 to A5",
     ),
     Family(
@@ -97,8 +97,7 @@ _FAMILIES = (
         "induction", "dfa_summary", "after_match",
         f"{_EXAMPLES} AND after_match >= {MOST_DFA} AND matched >= {MOST_EXAMPLES} "
         "AND after_match > greatest(previous, same_token)",
-        "reads from the tokens that came after earlier copies of the token it fires on, and predicts that "
-        "they come again",
+        "reads from the tokens that came after earlier copies of the token it fires on",
         "seed 002, C2 and C5; seed 001, B6 and B11",
     ),
     Family(
