@@ -17,8 +17,13 @@ from atlas.store.queries.rows import arrow
 from atlas.store.reports_shown import Part, Shown
 from atlas.tables import FAMILY_NAMES
 
-EVIDENCE = {"previous": "previous_token", "same_token": "duplicate", "after_match": "induction"}
-"""Each share of DFA, and the attention score of the heads that it should be large in."""
+EVIDENCE = {
+    "previous": ("previous_token",),
+    "same_token": ("duplicate", "duplicate_text"),
+    "after_match": ("induction", "induction_text"),
+}
+"""Each share of DFA, and the attention scores of the heads that it should be large in."""
+_PAIRS = tuple((share, score) for share, scores in EVIDENCE.items() for score in scores)
 _SHOWN_FAMILIES = 3
 
 
@@ -35,20 +40,20 @@ def families(con: duckdb.DuckDBPyConnection, model: str, split: str = "eval") ->
         Shown("largest", "Families", "", "the commonest among these features"),
         Shown("distance", "Distance", ".1f", "mean distance to the source, tokens; BOS left out"),
         *(Shown(name, title, ".1%", "share of positive DFA, BOS left out") for name, title in share.items()),
-        *(Shown(score, score.replace("_", " "), ".3f", "attention score") for score in EVIDENCE.values()),
+        *(Shown(score, score.replace("_", " "), ".3f", "attention score") for score, *_ in EVIDENCE.values()),
     )  # fmt: skip
     return [Part("Heads by their features", columns, rows), _agreement(rows)]
 
 
 def _rows(con: duckdb.DuckDBPyConnection, model: str) -> pa.Table:
     shares = ", ".join(f"h.{name} / nullif(1 - h.bos, 0) AS {name}" for name in EVIDENCE)
-    scores = ", ".join(f"max(s.value) FILTER (s.score = '{score}') AS {score}" for score in EVIDENCE.values())
+    scores = ", ".join(f"max(s.value) FILTER (s.score = '{score}') AS {score}" for _, score in _PAIRS)
     counts = ", ".join(f"n_{name}" for name in FAMILY_NAMES)
     found = arrow(
         con,
         f"""
         WITH scores AS (SELECT layer, head, {scores} FROM head_scores s WHERE model = $model GROUP BY ALL)
-        SELECT h.layer, h.head, h.sae, n_top, distance, {shares}, {", ".join(EVIDENCE.values())}, {counts}
+        SELECT h.layer, h.head, h.sae, n_top, distance, {shares}, {", ".join(score for _, score in _PAIRS)}, {counts}
         FROM head_summary h LEFT JOIN scores USING (layer, head)
         WHERE model = $model ORDER BY h.layer, h.head, h.sae
         """,  # noqa: S608
@@ -74,7 +79,9 @@ def _agreement(rows: pa.Table) -> Part:
         Shown("auc", "AUC", ".3f", "chance that a head of the top tenth by score is above another"),
         Shown("best", "Best by features"), Shown("best_by_score", "Best by score"),
     )  # fmt: skip
-    lines = [_line(rows, share, score) for share, score in EVIDENCE.items()]
+    lines = [
+        _line(rows, share, score) for share, score in _PAIRS if rows[score].null_count < rows.num_rows
+    ]
     kinds = {"heads": pa.int64(), "spearman": pa.float64(), "auc": pa.float64()}
     data = {
         c.name: pa.array([line[c.name] for line in lines], kinds.get(c.name, pa.string())) for c in columns
