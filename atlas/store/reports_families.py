@@ -48,12 +48,12 @@ def families(con: duckdb.DuckDBPyConnection, model: str, split: str = "eval") ->
 def _rows(con: duckdb.DuckDBPyConnection, model: str) -> pa.Table:
     shares = ", ".join(f"h.{name} / nullif(1 - h.bos, 0) AS {name}" for name in EVIDENCE)
     scores = ", ".join(f"max(s.value) FILTER (s.score = '{score}') AS {score}" for _, score in _PAIRS)
-    counts = ", ".join(f"n_{name}" for name in FAMILY_NAMES)
+    columns = ", ".join([*(score for _, score in _PAIRS), *(f"n_{name}" for name in FAMILY_NAMES)])
     found = arrow(
         con,
         f"""
         WITH scores AS (SELECT layer, head, {scores} FROM head_scores s WHERE model = $model GROUP BY ALL)
-        SELECT h.layer, h.head, h.sae, n_top, distance, {shares}, {", ".join(score for _, score in _PAIRS)}, {counts}
+        SELECT h.layer, h.head, h.sae, n_top, distance, {shares}, {columns}
         FROM head_summary h LEFT JOIN scores USING (layer, head)
         WHERE model = $model ORDER BY h.layer, h.head, h.sae
         """,  # noqa: S608
@@ -79,9 +79,7 @@ def _agreement(rows: pa.Table) -> Part:
         Shown("auc", "AUC", ".3f", "chance that a head of the top tenth by score is above another"),
         Shown("best", "Best by features"), Shown("best_by_score", "Best by score"),
     )  # fmt: skip
-    lines = [
-        _line(rows, share, score) for share, score in _PAIRS if rows[score].null_count < rows.num_rows
-    ]
+    lines = [_line(rows, share, score) for share, score in _PAIRS if rows[score].null_count < rows.num_rows]
     kinds = {"heads": pa.int64(), "spearman": pa.float64(), "auc": pa.float64()}
     data = {
         c.name: pa.array([line[c.name] for line in lines], kinds.get(c.name, pa.string())) for c in columns
