@@ -47,48 +47,31 @@ def _kind(entry: Entry) -> str:
     return "view" if entry.definition else "table"
 
 
-def _meanings(all_entries: tuple[Entry, ...]) -> dict[str, Field]:
-    """Columns that mean the same in every table that has them: what a view's column of that name is."""
-    found: dict[str, set[tuple[str, str]]] = {}
-    for entry in all_entries:
-        for one in entry.fields:
-            found.setdefault(one.name, set()).add((one.meaning, one.unit))
-    return {
-        name: Field(name, "", *next(iter(said)), nullable=False)
-        for name, said in found.items()
-        if len(said) == 1
-    }
-
-
-def _of_release(entry: Entry | None, there: Columns, common: dict[str, Field]) -> Known:
+def _of_release(entry: Entry | None, there: Columns) -> Known:
     """A table or view of the release: its real columns, with what is declared about them."""
     declared = {one.name: one for one in entry.fields} if entry else {}
-    fields = []
-    for name, kind in there.columns:
-        said = declared.get(name) or common.get(name)
-        meaning, unit = (said.meaning, said.unit) if said else ("", "")
-        fields.append(
-            Field(name, kind, meaning, unit, declared[name].nullable if name in declared else False)
-        )
+    fields = tuple(
+        declared[name]._replace(type=kind) if name in declared else Field(name, kind, "", "", nullable=False)
+        for name, kind in there.columns
+    )
     if entry is None:
-        return Known(there.name, "table", "about the release itself", (), tuple(fields))
-    return Known(entry.name, _kind(entry), entry.row, entry.key, tuple(fields))
+        return Known(there.name, "table", "of a release that another version made", (), fields)
+    return Known(entry.name, _kind(entry), entry.row, entry.key, fields)
 
 
 def known_tables(there: tuple[Columns, ...]) -> tuple[Known, ...]:
     """Everything that SQL can name beside a release that has these columns, in the order of the reference."""
     declared = entries()
-    common = _meanings(declared)
     real = {one.name: one for one in there}
     found = [
-        _of_release(entry, real[entry.name], common)
+        _of_release(entry, real[entry.name])
         if entry.name in real
         else Known(entry.name, _kind(entry), entry.row, entry.key, entry.fields)
         for entry in declared
         if entry.name in real or _kind(entry) in ("annotations", "study")
     ]
     names = {entry.name for entry in declared}
-    return (*found, *(_of_release(None, one, common) for one in there if one.name not in names))
+    return (*found, *(_of_release(None, one) for one in there if one.name not in names))
 
 
 def tables(scope: Scope) -> tuple[Known, ...]:
