@@ -31,7 +31,7 @@ CODE_VERSIONS = {
     "summarise": 8,
     "dfa": 8,
     "attribute": 4,
-    "pair": 2,
+    "pair": 3,
     "reference": 2,
     "publish": 6,
 }
