@@ -138,37 +138,39 @@ def _declare(connection: duckdb.DuckDBPyConnection) -> None:
             connection.execute(unpacking_view(table))
             _describe_packed(connection, table)
         kind = "VIEW" if is_packed(table) else "TABLE"
-        _describe(connection, kind, table.name, f"One row per {table.row}", table.columns)
+        _describe(connection, kind, table.name, f"One row per {table.row}", _comments(table.columns))
     for view in VIEWS:
         connection.execute(view.create)
-        _describe(connection, "VIEW", view.name, view.meaning, VIEW_COLUMNS[view.name])
+        _describe(connection, "VIEW", view.name, view.meaning, _comments(VIEW_COLUMNS[view.name]))
     for record in RECORDS:
         columns = ", ".join(f"{c.name} {sql_type(c.type)}" for c in record.columns)
         connection.execute(f"CREATE TABLE {record.name} ({columns})")
-        _describe(connection, "TABLE", record.name, f"One row per {record.row}", record.columns)
+        _describe(connection, "TABLE", record.name, f"One row per {record.row}", _comments(record.columns))
     connection.execute("COMMIT")
 
 
+def _comments(columns: Sequence[Column]) -> dict[str, str]:
+    return {column.name: column_comment(column) for column in columns}
+
+
 def _describe(
-    connection: duckdb.DuckDBPyConnection, kind: str, name: str, meaning: str, columns: Sequence[Column]
+    connection: duckdb.DuckDBPyConnection, kind: str, name: str, meaning: str, columns: Mapping[str, str]
 ) -> None:
     connection.execute(f"COMMENT ON {kind} {name} IS {literal(meaning)}")
-    for column in columns:
-        said = literal(column_comment(column))
-        connection.execute(f'COMMENT ON COLUMN {name}."{column.name}" IS {said}')
+    for column, said in columns.items():
+        connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {literal(said)}')
 
 
 def _describe_packed(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
-    stored = stored_name(table)
-    said = f"How {table.name} is stored: ask {table.name}, which has the numbers of packed lists again"
-    connection.execute(f"COMMENT ON TABLE {stored} IS {literal(said)}")
+    comments = {}
     for name, column in stored_columns(table):
-        meaning = column_comment(column)
+        comments[name] = column_comment(column)
         if name != column.name:
-            meaning = f"log2 of one step of {column.name}"
+            comments[name] = f"log2 of one step of {column.name}"
         elif column.bits is not None:
-            meaning = f"in steps of 2^{exponent_of(column)}: {meaning}"
-        connection.execute(f'COMMENT ON COLUMN {stored}."{name}" IS {literal(meaning)}')
+            comments[name] = f"in steps of 2^{exponent_of(column)}: {comments[name]}"
+    said = f"How {table.name} is stored: ask {table.name}, which has the numbers of packed lists again"
+    _describe(connection, "TABLE", stored_name(table), said, comments)
 
 
 def _stored_type(name: str, column: Column) -> str:
