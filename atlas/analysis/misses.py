@@ -15,7 +15,10 @@ from torch import Tensor
 from atlas.analysis.arrays import UNREADABLE
 from atlas.analysis.examples import N_NEGATIVE, Misses
 from atlas.errors import StoreError
+from atlas.kernels import screen as screened
 from atlas.kernels.misses import add_blocks, insert, leave_out
+from atlas.sae.model import Active
+from atlas.sae.screen import Screen, Seen
 
 
 class NearMisses:
@@ -39,6 +42,14 @@ class NearMisses:
             self._search(pre, first_block)
         else:
             add_blocks(pre.numpy(), first_block * self.context + 1, self.context, self.pre, self.token)
+
+    def update_screened(self, screen: Screen, seen: Seen, found: Active, first_block: int) -> None:
+        """``update`` where upper bounds were looked at and ``found`` is what fires; uses up ``seen``."""
+        screened.leave_out(seen.keys, found.row.numpy(), found.feature.numpy())
+        n_blocks = len(seen.x) // (self.context - 1)
+        keys, x = (part.reshape(n_blocks, -1, part.shape[1]) for part in (seen.keys, seen.x))
+        first = first_block * self.context + 1
+        screened.add_blocks(keys, x, screen.weights, screen.bias, first, self.context, self.pre, self.token)
 
     def _search(self, pre: Float[Tensor, "blocks positions d_sae"], first_block: int) -> None:
         """``update`` on a GPU, which finds the largest of all blocks at once."""

@@ -26,8 +26,9 @@ from atlas.lm.hooks import capture
 from atlas.lm.load import LanguageModel
 from atlas.lm.runtime import batch_of, lanes
 from atlas.progress import Progress
-from atlas.sae.model import SAE
-from atlas.sae.normalise import scale_of
+from atlas.sae.model import SAE, Active
+from atlas.sae.normalise import normalise, scale_of
+from atlas.sae.screen import Screen, is_fast, suits
 from atlas.sites import Site
 
 BATCH_BLOCKS = 16
@@ -40,20 +41,23 @@ def has_heads(sae: SAE) -> bool:
 
 
 class SAEPass:
-    """What one SAE contributes to a shard."""
+    """What one SAE contributes to a shard.
+
+    Where the processor has matrix units, what fires is found by ``atlas.sae.screen``, else from all
+    pre-activations: the same features, but for those that rounding may swap, and values that differ in it.
+    """
 
     def __init__(self, sae: SAE, n_heads: int, context: int) -> None:
         self.sae, self.context = sae, context
+        self.screen = Screen(sae) if is_fast() and suits(sae) else None
         self.triples: list[Triples] = []
         self.misses = NearMisses(sae.d_sae, context)
         self.shares = ActiveShares(attribution_directions(sae), n_heads) if has_heads(sae) else None
 
     def update(self, x: Float[Tensor, "n d_in"], first_block: int) -> None:
         """Add a batch of consecutive blocks without their position 0."""
-        sae = self.sae
-        pre = sae.preactivations(x)
-        row, feature, value = sae.firing(x, pre)
-        positions = self.context - 1
+        sae, positions = self.sae, self.context - 1
+        row, feature, value = self._firing(x, first_block)
         block = row // positions
         token = (block + first_block) * self.context + row - block * positions + 1
         self.triples.append(
@@ -63,8 +67,20 @@ class SAEPass:
             scale = sae.scale(x)
             scaled = x if scale is None else x / scale.size
             self.shares.update(scaled, row, feature, value - sae.bias_term[feature])
-        missed = without_firing(pre, row, feature)
-        self.misses.update(missed.reshape(-1, positions, sae.d_sae), first_block)
+
+    def _firing(self, x: Float[Tensor, "n d_in"], first_block: int) -> Active:
+        """What fires; near misses are taken down."""
+        sae = self.sae
+        seen = None if self.screen is None else self.screen.look(normalise(x, sae.scale(x)))
+        if self.screen is not None and seen is not None:
+            found = self.screen.firing(seen)
+            self.misses.update_screened(self.screen, seen, found, first_block)
+            return found
+        pre = sae.preactivations(x)
+        found = sae.firing(x, pre)
+        missed = without_firing(pre, found.row, found.feature)
+        self.misses.update(missed.reshape(-1, self.context - 1, sae.d_sae), first_block)
+        return found
 
     def save(self, folder: Path, number: int) -> None:
         """Write what was taken down."""

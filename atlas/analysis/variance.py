@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from atlas.analysis.arrays import UNREADABLE
 from atlas.errors import StoreError
-from atlas.kernels.shares import add_shares
+from atlas.kernels.shares import add_moments, add_shares, by_feature
 
 LEAST_ACTIVE = 10
 _SUMS = ("n", "p", "pp", "d", "dp")
@@ -110,35 +110,32 @@ class ActiveShares:
         p: Float[Tensor, " active"],
     ) -> None:
         """Add a batch of tokens: where which feature fires, and the linear part of its pre-activation."""
-        d_sae = len(self.by_feature)
-        order = feature.argsort(stable=True) if feature.is_cuda else _by_feature(feature, d_sae)
-        row, p = row[order], p[order]
+        add = self._by_product if x.is_cuda else self._by_loop
+        add(x, row, feature, p)
+
+    def _by_loop(self, x: Tensor, row: Tensor, feature: Tensor, p: Tensor) -> None:
+        """``update`` on a CPU."""
+        order, starts = by_feature(feature.numpy(), len(self.by_feature))
+        row_of, p_of, sums = row.numpy()[order], p.numpy()[order], self.sums
+        add_moments(starts, p_of, sums["n"], sums["p"], sums["pp"])
+        add_shares(starts, row_of, p_of, x.numpy(), self.by_feature.numpy(), sums["d"], sums["dp"])
+
+    def _by_product(self, x: Tensor, row: Tensor, feature: Tensor, p: Tensor) -> None:
+        """``update`` on a GPU."""
+        d_sae, order = len(self.by_feature), feature.argsort(stable=True)
+        row, p, of = row[order], p[order], feature[order]
         counts = torch.bincount(feature, minlength=d_sae)
         offsets = F.pad(counts.cumsum(0), (1, 0))
-        wide = p.double()
-        of = feature[order]
-        found = {"n": counts} | {
-            name: part.new_zeros(d_sae).index_add_(0, of, part)
-            for name, part in (("p", wide), ("pp", wide * wide))
-        }
-        for name, part in found.items():
-            self.sums[name] += part.cpu().numpy()
-        by_head = self._by_product if x.is_cuda else self._by_loop
-        by_head(x, row, p, offsets)
-
-    def _by_loop(self, x: Tensor, row: Tensor, p: Tensor, offsets: Tensor) -> None:
-        """Add the sums of d and of p d; tokens are sorted by feature."""
-        directions, sums = self.by_feature.numpy(), self.sums
-        add_shares(offsets.numpy(), row.numpy(), p.numpy(), x.numpy(), directions, sums["d"], sums["dp"])
-
-    def _by_product(self, x: Tensor, row: Tensor, p: Tensor, offsets: Tensor) -> None:
-        """The same on a GPU."""
+        found = {"n": counts}
+        for name, part in (("p", p.double()), ("pp", p.double() ** 2)):
+            found[name] = part.new_zeros(d_sae).index_add_(0, of, part)
         for name, weights in (("d", None), ("dp", p)):
             total = F.embedding_bag(
                 row, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
             )
-            of_heads = (total * self.by_feature).reshape(len(total), self.n_heads, -1).sum(2)
-            self.sums[name] += of_heads.double().cpu().numpy()
+            found[name] = (total * self.by_feature).reshape(d_sae, self.n_heads, -1).sum(2).double()
+        for name, part in found.items():
+            self.sums[name] += part.cpu().numpy()
 
     def merge(self, other: "ActiveShares") -> "ActiveShares":
         """The sums of both texts together."""
@@ -168,11 +165,3 @@ class ActiveShares:
         except UNREADABLE as error:
             raise StoreError(f"shares in {str(path)!r} cannot be read: {error}") from None
         return found
-
-
-def _by_feature(feature: Int[Tensor, " active"], d_sae: int) -> Int[Tensor, " active"]:
-    """A stable order by feature; two bytes sort in two passes of a radix sort."""
-    numbers = feature.numpy()
-    return torch.from_numpy(
-        np.argsort(numbers.astype(np.uint16) if d_sae <= 1 << 16 else numbers, kind="stable")
-    )

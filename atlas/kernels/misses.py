@@ -32,7 +32,7 @@ def _largest(values: Floats, best: Floats, place: npt.NDArray[np.int32]) -> None
 
 
 @compiled
-def _put(kept: Floats, token: Ints, value: float, of: int) -> None:
+def put(kept: Floats, token: Ints, value: float, of: int) -> None:
     """Put a value into a list: the largest first, of equals the smaller token first."""
     slot = len(kept)
     while slot > 0 and (
@@ -58,11 +58,11 @@ def add_blocks(pre: Floats, first_token: int, context: int, kept: Floats, token:
         _largest(pre[b], best, place)
         for f in range(d_sae):
             if best[f] >= kept[f, n - 1] and best[f] > -np.inf:
-                _put(kept[f], token[f], best[f], first_token + b * context + place[f])
+                put(kept[f], token[f], best[f], first_token + b * context + place[f])
 
 
 @compiled
 def insert(kept: Floats, token: Ints, feature: Ints, new_token: Ints, new: Floats) -> None:
     """Put values into their features' lists [d_sae, n]; unused slots hold -inf and the token -1."""
     for i in range(len(feature)):
-        _put(kept[feature[i]], token[feature[i]], new[i], new_token[i])
+        put(kept[feature[i]], token[feature[i]], new[i], new_token[i])
