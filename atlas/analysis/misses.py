@@ -46,9 +46,9 @@ class NearMisses:
     def update_screened(self, screen: Screen, seen: Seen, found: Active, first_block: int) -> None:
         """``update`` where upper bounds were looked at and ``found`` is what fires; uses up ``seen``."""
         screened.leave_out(seen.keys, found.row.numpy(), found.feature.numpy())
-        n_blocks = len(seen.x) // (self.context - 1)
-        keys, x = (part.reshape(n_blocks, -1, part.shape[1]) for part in (seen.keys, seen.x))
-        first = first_block * self.context + 1
+        places, first = self.context - 1, first_block * self.context + 1
+        keys = seen.keys.reshape(-1, places, seen.keys.shape[1])
+        x = seen.x.reshape(-1, places, seen.x.shape[1])
         screened.add_blocks(keys, x, screen.weights, screen.bias, first, self.context, self.pre, self.token)
 
     def _search(self, pre: Float[Tensor, "blocks positions d_sae"], first_block: int) -> None:

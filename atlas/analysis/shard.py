@@ -28,7 +28,7 @@ from atlas.lm.runtime import batch_of, lanes
 from atlas.progress import Progress
 from atlas.sae.model import SAE, Active
 from atlas.sae.normalise import normalise, scale_of
-from atlas.sae.screen import Screen, is_fast, suits
+from atlas.sae.screen import Firing, is_fast
 from atlas.sites import Site
 
 BATCH_BLOCKS = 16
@@ -49,7 +49,7 @@ class SAEPass:
 
     def __init__(self, sae: SAE, n_heads: int, context: int) -> None:
         self.sae, self.context = sae, context
-        self.screen = Screen(sae) if is_fast() and suits(sae) else None
+        self.screened = Firing(sae) if is_fast() and Firing.suits(sae) else None
         self.triples: list[Triples] = []
         self.misses = NearMisses(sae.d_sae, context)
         self.shares = ActiveShares(attribution_directions(sae), n_heads) if has_heads(sae) else None
@@ -70,11 +70,11 @@ class SAEPass:
 
     def _firing(self, x: Float[Tensor, "n d_in"], first_block: int) -> Active:
         """What fires; near misses are taken down."""
-        sae = self.sae
-        seen = None if self.screen is None else self.screen.look(normalise(x, sae.scale(x)))
-        if self.screen is not None and seen is not None:
-            found = self.screen.firing(seen)
-            self.misses.update_screened(self.screen, seen, found, first_block)
+        sae, screened = self.sae, self.screened
+        seen = None if screened is None else screened.screen.look(normalise(x, sae.scale(x)))
+        if screened is not None and seen is not None:
+            found = screened.of(seen)
+            self.misses.update_screened(screened.screen, seen, found, first_block)
             return found
         pre = sae.preactivations(x)
         found = sae.firing(x, pre)

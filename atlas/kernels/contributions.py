@@ -10,19 +10,12 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-_LANES = 16
-
-
 @compiled
 def read_rows(x: Floats, block: Ints, position: Ints, weights: Floats, feature: Ints, out: Floats) -> None:
     """Fill ``out`` [n] with x[block, position] . weights[feature]; no row is copied."""
-    whole = x.shape[2] // _LANES * _LANES
     for i in range(len(out)):
         one, other, total = x[block[i], position[i]], weights[feature[i]], np.float32(0)
-        for start in range(0, whole, _LANES):
-            for c in range(start, start + _LANES):
-                total += one[c] * other[c]
-        for c in range(whole, len(one)):
+        for c in range(len(one)):
             total += one[c] * other[c]
         out[i] = total
 

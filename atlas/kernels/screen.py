@@ -104,7 +104,7 @@ def _group_maxima(row: Keys, maxima: Keys) -> None:
         best = row[g]
         for j in range(1, MEMBERS):
             here = row[g + j * n]
-            best = here if here > best else best
+            best = max(best, here)
         maxima[g] = best
     for i in range(MEMBERS * n, len(row)):
         maxima[i - MEMBERS * n] = max(maxima[i - MEMBERS * n], row[i])
@@ -156,7 +156,9 @@ def find_largest(bits: Keys, k: int, slack: Floats, maxima: Keys, at: Ints, feat
 
 
 @compiled
-def compute(at: Ints, feature: Bits, x: Floats, weights: Floats, bias: Floats, place: Bits, exact: Floats) -> None:
+def compute(
+    at: Ints, feature: Bits, x: Floats, weights: Floats, bias: Floats, place: Bits, exact: Floats
+) -> None:
     """Pre-activations of the features that were found in each row, which are put in ascending order.
 
     ``place`` is room for as many entries.
@@ -185,7 +187,7 @@ def compute(at: Ints, feature: Bits, x: Floats, weights: Floats, bias: Floats, p
 
 @compiled
 def choose_largest(at: Ints, feature: Bits, exact: Floats, index: Ints, value: Floats) -> None:
-    """The k largest of each row, by feature; ties go to the lower one. Fills ``index`` and ``value`` [n, k]."""
+    """The k largest of each row, by feature, into ``index`` and ``value`` [n, k]; ties: the lower one."""
     n, k = index.shape
     most = 0
     for r in range(n):
@@ -244,7 +246,7 @@ def _nearest(keys: Keys, x: Floats, weights: Floats, bias: float, least: int, on
             exact = _pre_activation(x[at], weights, bias)
             if exact > best:
                 place, best = at, exact
-                least = max(least, _floor(exact, one, bits))
+                least = max(least, _floor(float(exact), one, bits))
     one[0] = best
     return place
 
@@ -278,4 +280,4 @@ def add_blocks(
                 place = _nearest(keys[b, :, f], x[b], weights[f], bias[f], least[f], one, bits)
                 if place >= 0:
                     put(kept[f], token[f], one[0], first_token + b * context + place)
-                    least[f] = _floor(kept[f, n - 1], one, bits)
+                    least[f] = _floor(float(kept[f, n - 1]), one, bits)

@@ -26,7 +26,7 @@ CODE_VERSIONS = {
     "finetune": 1,
     "evaluate": 2,
     "heads": 2,
-    "shard": 4,
+    "shard": 5,
     "effects": 1,
     "summarise": 8,
     "dfa": 8,

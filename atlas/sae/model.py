@@ -50,6 +50,20 @@ class Active(NamedTuple):
     feature: Int[Tensor, " n_active"]
     value: Float[Tensor, " n_active"]
 
+    @classmethod
+    def largest(cls, index: Int[Tensor, "n k"], value: Float[Tensor, "n k"]) -> "Active":
+        """Of the largest of each row, by feature, those above zero.
+
+        >>> Active.largest(torch.tensor([[3, 4], [0, 2]]), torch.tensor([[1.0, -1.0], [2.0, 0.5]])).feature
+        tensor([3, 0, 2])
+        """
+        fires = value > 0
+        if bool(fires.all()):
+            row = torch.arange(len(value), device=value.device).repeat_interleave(value.shape[1])
+            return cls(row, index.reshape(-1), value.reshape(-1))
+        row, slot = fires.nonzero(as_tuple=True)
+        return cls(row, index[row, slot], value[row, slot])
+
 
 @dataclass(frozen=True)
 class SAEInfo:
@@ -170,13 +184,8 @@ class SAE:
     def firing(self, x: Float[Tensor, "n d_in"], pre: Float[Tensor, "n d_sae"]) -> Active:
         """The features that fire, given the pre-activations of x."""
         if self.activation == "topk":
-            values, index = top_k(pre, min(self.info.k or self.d_sae, self.d_sae))
-            fires = values > 0
-            if bool(fires.all()):
-                row = torch.arange(len(pre), device=pre.device).repeat_interleave(values.shape[1])
-                return Active(row, index.reshape(-1), values.reshape(-1))
-            row, slot = fires.nonzero(as_tuple=True)
-            return Active(row, index[row, slot], values[row, slot])
+            value, index = top_k(pre, min(self.info.k or self.d_sae, self.d_sae))
+            return Active.largest(index, value)
         fires = pre > 0
         if self.threshold is not None:
             fires &= pre > self.threshold

@@ -1,25 +1,26 @@
-"""The features that fire, found without computing what all others would be.
+"""Which of many products are the largest, or above a threshold, without computing the others.
 
 Of 3,072 pre-activations of a token a TopK SAE keeps 32. A processor with matrix units for bfloat16 computes
 all of them in a fifth of the time that float32 takes, too roughly to be used, and well enough to rule out
 nearly all. What is computed is an upper bound. With x^ and w^ the bfloat16 of a token x and of a feature's
-direction w, seen from a centre c (b_dec),
+direction w, seen from a centre c,
 
     x . w + b  =  (x - c) . w + (b + c . w)
               <=  x^ . w^ + (b + c . w) + |x - c - x^| |w| + |x^| |w - w^|         (Cauchy-Schwarz)
 
 plus what float32 may lose in adding up. Bias and bounds are five more columns of the product, so that it
-gives the bound itself. Features whose bound says that they may fire are then computed in float32
-(``atlas.kernels.screen``). Nothing is estimated: it is the same selection as from all pre-activations, ties
-included, and each is x . w + b, added up in one order whatever the batch.
+gives the bound itself. What a bound does not rule out is computed in float32 (``atlas.kernels.screen``).
+Nothing is estimated: it is the same selection as from all products, ties included, and each is x . w + b,
+added up in one order whatever the batch.
 """
 
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from atlas.kernels.screen import (
@@ -39,122 +40,156 @@ from atlas.sae.model import SAE, Active
 
 _COLUMNS, _TILE = 5, 32
 _ROOM = 64
-"""Features that may be found per row on average, before a batch is looked at in several parts."""
+"""Products that may be computed per row on average, before a batch is looked at in several parts."""
 _UP, _TINY = 1 + 2**-7, 1e-20
 """What makes up for rounding a bound to bfloat16, and for numbers that matrix units take for zero."""
-_LARGEST_NORM = 1e15
-"""Of tokens and directions that are looked at: nothing may overflow."""
+_LARGEST_NORM, _TINY_NORM = 1e15, 2e-19
+"""Of rows and directions that are looked at: nothing may overflow. Squares of tiny numbers are lost."""
 
 
 @lru_cache(maxsize=1)
 def is_fast() -> bool:
     """Whether this machine's processor has matrix units for bfloat16 (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and torch.backends.mkldnn.is_available()
-
-
-def suits(sae: SAE) -> bool:
-    """Whether an SAE can be screened: on a CPU, not gated, no TopK that keeps a good part of its features."""
-    if sae.W_enc.device.type != "cpu" or sae.activation == "gated" or sae.d_sae < MEMBERS * MEMBERS:
-        return False
-    if sae.activation == "topk" and 2 * (sae.info.k or sae.d_sae) > sae.d_sae // MEMBERS:
-        return False
-    return all(float(t.norm()) < _LARGEST_NORM for t in (sae.encoder_directions, sae.bias_term, sae.b_dec))
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 class Seen(NamedTuple):
-    """Some tokens as the SAE reads them, and the keys of upper bounds of their pre-activations."""
+    """Some rows, and the keys of upper bounds of their products."""
 
     x: Floats
     keys: Keys
-    """[n, d_sae]; bits of bfloat16 until ``Screen.firing`` has read them."""
+    """[n, width]; bits of bfloat16 until the products were looked for."""
     slack: Floats
-    """How far below its bound a pre-activation of each token may be."""
+    """How far below its bound a product of each row may be."""
 
 
 class Screen:
-    """Tells which features of an SAE that ``suits`` fire on some tokens."""
+    """Finds products of rows x with directions w, x . w + b, on a CPU.
 
-    def __init__(self, sae: SAE) -> None:
-        self.sae = sae
-        self.weights: Floats = sae.encoder_directions.T.float().contiguous().numpy()
-        self.bias: Floats = sae.bias_term.float().contiguous().numpy()
-        self._centre = sae.b_dec.float()
+    >>> screen = Screen(torch.eye(64))
+    >>> seen = screen.look(torch.arange(64.0).flip(0)[None])
+    >>> index, value = screen.largest(seen, 2)
+    >>> index.tolist(), value.tolist()
+    ([[0, 1]], [[63.0, 62.0]])
+    """
+
+    def __init__(
+        self,
+        directions: Float[Tensor, "width d"],
+        bias: Float[Tensor, " width"] | None = None,
+        centre: Float[Tensor, " d"] | None = None,
+    ) -> None:
+        W = directions.float().contiguous()
+        b = W.new_zeros(len(W)) if bias is None else bias.float().contiguous()
+        self._centre = W.new_zeros(W.shape[1]) if centre is None else centre.float()
+        self.weights: Floats = W.numpy()
+        self.bias: Floats = b.numpy()
         # What float32 may lose twice, in the product and in the numbers themselves, and then some.
-        self._loss = (sae.d_in + _TILE) * 2.0**-21
-        self._table, self._largest = self._make_table()
-        threshold = torch.zeros(sae.d_sae) if sae.threshold is None else sae.threshold.float().clamp_min(0)
-        self._threshold: Floats = threshold.numpy()
-        self._least = floors(self._threshold)
-
-    def _make_table(self) -> tuple[Float[Tensor, "columns d_sae"], list[float]]:
-        """Directions, bias in two parts, and what a token's bounds are multiplied by; the largest of these."""
-        W, b = torch.from_numpy(self.weights), torch.from_numpy(self.bias)
+        self._loss = (W.shape[1] + _TILE) * 2.0**-21
         wide, size, _, off = _rounded(W)
         whole = b + W @ self._centre
         high = whole.bfloat16().float()
         low = (whole - high).bfloat16().float()
         lost = (whole - high - low).abs() + self._loss * (b.abs() + size * self._centre.norm()) + _TINY
         bounds = [column * _UP for column in (size, off, lost)]
-        return _with_columns(wide, self.sae.d_in, [high, low, *bounds]).T, [float(c.max()) for c in bounds]
+        self._table = _with_columns(wide, W.shape[1], [high, low, *bounds]).T
+        self._largest = torch.stack([column.max() for column in bounds])
 
-    def look(self, x: Float[Tensor, "n d_in"]) -> Seen | None:
-        """Upper bounds for tokens as the SAE reads them; None if one is not finite or too large to be looked at."""
+    @staticmethod
+    def suits(width: int, k: int) -> bool:
+        """Whether the k largest of so many products can be found: a small part of them."""
+        return 2 * k <= width // MEMBERS and width >= MEMBERS * MEMBERS
+
+    def look(self, x: Float[Tensor, "n d"]) -> Seen | None:
+        """Upper bounds for some rows; None if one is not finite or too large to be looked at."""
         x = x.contiguous()
         wide, size, near, off = _rounded(x - self._centre)
         if not bool(size.max() < _LARGEST_NORM):
             return None
         one = torch.ones_like(size)
         bounds = [(off + self._loss * size) * _UP, near * _UP, one]
-        tokens = _with_columns(wide, self.sae.d_in, [one, one, *bounds])
-        keys = (tokens @ self._table).view(torch.int16).numpy()
+        rows = _with_columns(wide, x.shape[1], [one, one, *bounds])
+        keys = (rows @ self._table).view(torch.int16).numpy()
         # The bound of a bound: it is rounded up twice, and what it holds may be as far off as that again.
-        slack = 2 * _UP**2 * sum(b * largest for b, largest in zip(bounds, self._largest, strict=True))
+        slack = 2 * _UP**2 * (torch.stack(bounds, 1) @ self._largest)
         return Seen(x.numpy(), keys, slack.numpy())
 
-    def firing(self, seen: Seen) -> Active:
-        """The features that fire, by row and then feature; afterwards ``seen`` has keys."""
-        parts, done, n = [], 0, len(seen.x)
+    def largest(self, seen: Seen, k: int) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
+        """Indices of the k largest products of each row, ascending, and values; ties: the lower index."""
+        maxima = np.empty(len(self.weights) // MEMBERS, np.int16)
+
+        def find(rows: slice, at: Ints, found: Bits) -> int:
+            return int(find_largest(seen.keys[rows], k, seen.slack[rows], maxima, at, found))
+
+        index, value = np.empty((len(seen.x), k), np.int64), np.empty((len(seen.x), k), np.float32)
+        for rows, at, found, exact in self._computed(seen, find):
+            choose_largest(at, found, exact, index[rows], value[rows])
+        return torch.from_numpy(index), torch.from_numpy(value)
+
+    def above(self, seen: Seen, threshold: Floats, least: Keys) -> tuple[Ints, Ints, Floats]:
+        """Row, index and value of the products above their own threshold; ``least``: ``floors`` of these."""
+
+        def find(rows: slice, at: Ints, found: Bits) -> int:
+            return int(find_reaching(seen.keys[rows], least, at, found))
+
+        parts = []
+        for rows, at, found, exact in self._computed(seen, find):
+            fires = exact > threshold[found]
+            row = np.repeat(np.arange(rows.start, rows.stop), np.diff(at))
+            parts.append((row[fires], found[fires].astype(np.int64), exact[fires]))
+        row, index, value = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return row, index, value
+
+    def _computed(
+        self, seen: Seen, find: Callable[[slice, Ints, Bits], int]
+    ) -> Iterator[tuple[slice, Ints, Bits, Floats]]:
+        """Runs of rows, where each row's products begin, which of them ``find`` found, and their values."""
+        n, done = len(seen.x), 0
         at = np.zeros(n + 1, np.int64)
-        feature = np.empty(_ROOM * n + 2 * self.sae.d_sae, np.int32)
-        place, exact = np.empty_like(feature), np.empty(len(feature), np.float32)
-        maxima = np.empty(self.sae.d_sae // MEMBERS, np.int16)
+        found = np.empty(_ROOM * n + 2 * len(self.weights), np.int32)
+        place, exact = np.empty_like(found), np.empty(len(found), np.float32)
         while done < n:
-            if self.sae.activation == "topk":
-                k = min(self.sae.info.k or self.sae.d_sae, self.sae.d_sae)
-                looked = find_largest(seen.keys[done:], k, seen.slack[done:], maxima, at, feature)
-            else:
-                looked = find_reaching(seen.keys[done:], self._least, at, feature)
-            x = seen.x[done : done + looked]
-            compute(at, feature, x, self.weights, self.bias, place, exact)
-            row, of, value = self._chosen(at[: looked + 1], feature, exact)
-            parts.append((row + done, of, value))
+            looked = find(slice(done, n), at, found)
+            rows, edges = slice(done, done + looked), at[: looked + 1]
+            compute(edges, found, seen.x[rows], self.weights, self.bias, place, exact)
+            yield rows, edges, found[: edges[-1]], exact[: edges[-1]]
             done += looked
-        return Active(*(torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)))
-
-    def _chosen(self, at: Ints, feature: Bits, exact: Floats) -> tuple[Ints, Ints, Floats]:
-        """Row, feature and activation of what fires, of the features that were found."""
-        if self.sae.activation == "topk":
-            shape = len(at) - 1, min(self.sae.info.k or self.sae.d_sae, self.sae.d_sae)
-            index, value = np.empty(shape, np.int64), np.empty(shape, np.float32)
-            choose_largest(at, feature, exact, index, value)
-            if (value > 0).all():
-                return np.repeat(np.arange(shape[0]), shape[1]), index.ravel(), value.ravel()
-            row, slot = np.nonzero(value > 0)
-            return row, index[row, slot], value[row, slot]
-        feature, exact = feature[: at[-1]], exact[: at[-1]]
-        fires = exact > self._threshold[feature]
-        row = np.repeat(np.arange(len(at) - 1), np.diff(at))
-        return row[fires], feature[fires].astype(np.int64), exact[fires]
 
 
-def _rounded(rows: Float[Tensor, "n d_in"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """In bfloat16 and as wide as matrix units like it; norms of the rows, of the rounded, of the difference."""
-    n, d_in = rows.shape
-    width = -(-(d_in + _COLUMNS) // _TILE) * _TILE
-    wide = torch.zeros(n, width, dtype=torch.bfloat16)
+class Firing:
+    """Tells which features of an SAE that ``suits`` fire on some tokens."""
+
+    def __init__(self, sae: SAE) -> None:
+        self.k = min(sae.info.k or sae.d_sae, sae.d_sae) if sae.activation == "topk" else None
+        self.screen = Screen(sae.encoder_directions.T, sae.bias_term, sae.b_dec)
+        threshold = torch.zeros(sae.d_sae) if sae.threshold is None else sae.threshold.float().clamp_min(0)
+        self._threshold: Floats = threshold.numpy()
+        self._least = floors(self._threshold)
+
+    @staticmethod
+    def suits(sae: SAE) -> bool:
+        """Whether it is on a CPU, not gated, and no TopK that keeps a good part of its features."""
+        k = sae.info.k or sae.d_sae
+        few = Screen.suits(sae.d_sae, k if sae.activation == "topk" else 1)
+        tensors = (sae.encoder_directions, sae.bias_term, sae.b_dec)
+        small = all(float(t.norm()) < _LARGEST_NORM for t in tensors)
+        return few and small and sae.activation != "gated" and sae.W_enc.device.type == "cpu"
+
+    def of(self, seen: Seen) -> Active:
+        """The features that fire, by row and then feature; afterwards ``seen`` has keys."""
+        if self.k is None:
+            row, feature, value = self.screen.above(seen, self._threshold, self._least)
+            return Active(torch.from_numpy(row), torch.from_numpy(feature), torch.from_numpy(value))
+        return Active.largest(*self.screen.largest(seen, self.k))
+
+
+def _rounded(rows: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In bfloat16, as wide as matrix units like it; norms of rows, of the rounded, of the difference."""
+    n, d = rows.shape
+    wide = torch.zeros(n, -(-(d + _COLUMNS) // _TILE) * _TILE, dtype=torch.bfloat16)
     norms = [torch.empty(n) for _ in range(3)]
     round_rows(rows.contiguous().numpy(), wide.view(torch.int16).numpy(), *(norm.numpy() for norm in norms))
-    return wide, *norms
+    return wide, *(norm + _TINY_NORM * d**0.5 for norm in norms)
 
 
 def _with_columns(wide: Tensor, at: int, columns: list[Tensor]) -> Tensor:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
 
 import duckdb
 import pyarrow as pa
@@ -23,12 +24,10 @@ from atlas.store.packing import (
     stored_name,
     unpacking_view,
 )
-from atlas.store.parquet import KeyOrder, conform
+from atlas.store.parquet import Key, KeyOrder, conform, ends_of
 from atlas.store.view_columns import RECORDS, VIEW_COLUMNS
 from atlas.store.views import VIEWS
 from atlas.tables import TABLES, Column, Table
-
-Key: TypeAlias = tuple[str | int, ...]
 
 _BATCH = 65_536
 _MANY_ROWS = 1_000_000
@@ -85,10 +84,7 @@ def build_file(
             connection.execute(f"SET memory_limit = '{_MEMORY}'")
             connection.execute(f"SET temp_directory = {literal(path.with_suffix('.tmp'))}")
             _declare(connection)
-            manifest = [
-                (name, *_build_table(connection, declared, tables.get(name, ())))
-                for name, declared in sorted(TABLES.items(), key=lambda item: item[0] in DERIVED)
-            ]
+            manifest = _build_tables(connection, tables)
             digest = release_digest(manifest, provenance)
             _write_manifest(connection, manifest)
             _write_provenance(connection, {**provenance, **stamp, "release_digest": digest})
@@ -179,17 +175,32 @@ def _stored_type(name: str, column: Column) -> str:
     return "SMALLINT[]" if name == column.name else "SMALLINT"
 
 
-def _build_table(
-    connection: duckdb.DuckDBPyConnection, declared: Table, parts: Sequence[Path]
-) -> tuple[int, str]:
+def _build_tables(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Sequence[Path]]
+) -> list[tuple[str, int, str]]:
+    """Fill every table; name, rows and digest of each. One is read back while the next one is filled."""
+    checks: list[Future[tuple[str, int, str]]] = []
+    with ThreadPoolExecutor(1) as beside:
+        for name, declared in sorted(TABLES.items(), key=lambda item: item[0] in DERIVED):
+            _build_table(connection, declared, tables.get(name, ()))
+            if checks:
+                checks[-1].result()
+            if _n_rows(connection, declared) >= _MANY_ROWS:
+                connection.execute("CHECKPOINT")  # what it frees, the tables after this one fill
+            checks.append(beside.submit(_verify, connection.cursor(), declared))
+        return [check.result() for check in checks]
+
+
+def _build_table(connection: duckdb.DuckDBPyConnection, declared: Table, parts: Sequence[Path]) -> None:
     if declared.name in DERIVED:
         derive(connection, declared.name)
     elif parts:
         _load(connection, declared, parts)
-    rows, digest = _verify(connection, declared)
-    if rows >= _MANY_ROWS:
-        connection.execute("CHECKPOINT")  # what it frees, the tables after this one fill
-    return rows, digest
+
+
+def _n_rows(connection: duckdb.DuckDBPyConnection, declared: Table) -> int:
+    found = connection.execute(f"SELECT count(*) FROM {stored_name(declared)}").fetchone()  # noqa: S608
+    return 0 if found is None else int(found[0])
 
 
 def _load(connection: duckdb.DuckDBPyConnection, declared: Table, parts: Sequence[Path]) -> None:
@@ -215,26 +226,19 @@ def in_key_order(parts: Sequence[Path], declared: Table) -> list[Path] | None:
 def _ends(part: Path, declared: Table) -> tuple[Key, Key] | None:
     """Keys of the first and the last row of a part; None if it has no rows."""
     with pq.ParquetFile(part) as file:
-        groups = [i for i in range(file.num_row_groups) if file.metadata.row_group(i).num_rows]
-        if not groups:
-            return None
-        columns = list(declared.key)
-        head = file.read_row_group(groups[0], columns).slice(0, 1).to_pylist()[0]
-        rows = file.read_row_group(groups[-1], columns)
-        tail = rows.slice(rows.num_rows - 1).to_pylist()[0]
-    first, last = (tuple(row[name] for name in columns) for row in (head, tail))
-    return first, last
+        return ends_of(file, declared.key)
 
 
-def _verify(connection: duckdb.DuckDBPyConnection, declared: Table) -> tuple[int, str]:
-    """Read the stored table back: is it sorted and unique, how many rows, which digest."""
+def _verify(connection: duckdb.DuckDBPyConnection, declared: Table) -> tuple[str, int, str]:
+    """Read a stored table back and close: is it sorted and unique? Its name, how many rows, which digest."""
     content, order = ContentDigest(declared.lasting), KeyOrder(declared)
-    reader = connection.sql(f"SELECT * FROM {declared.name}").to_arrow_reader(_BATCH)  # noqa: S608
-    for batch in reader:
-        rows = conform(batch, declared)
-        order.check(rows)
-        content.update(rows)
-    return content.rows, content.hexdigest()
+    with closing(connection):
+        reader = connection.sql(f"SELECT * FROM {declared.name}").to_arrow_reader(_BATCH)  # noqa: S608
+        for batch in reader:
+            rows = conform(batch, declared)
+            order.check(rows)
+            content.update(rows)
+    return declared.name, content.rows, content.hexdigest()
 
 
 def _write_manifest(connection: duckdb.DuckDBPyConnection, manifest: Sequence[tuple[str, int, str]]) -> None:

@@ -1,6 +1,7 @@
 """Tables as Parquet files: checked against their declaration, sorted, written whole or not at all."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -15,6 +16,10 @@ from atlas.store.shorten import shortened
 from atlas.tables import Table, table
 
 Batches: TypeAlias = pa.Table | Iterable[pa.Table | pa.RecordBatch]
+Key: TypeAlias = tuple[str | int, ...]
+
+_ENDS = "atlas.ends"
+"""In a file's metadata: the first and the last key, so that nobody has to read rows for them."""
 
 
 def conform(batch: pa.Table | pa.RecordBatch, declared: Table) -> pa.Table:
@@ -55,6 +60,7 @@ class KeyOrder:
 
     def __init__(self, declared: Table) -> None:
         self._name, self._key = declared.name, declared.key
+        self._first: Key | None = None
         self._last: pa.Table | None = None
         self._row = 0
 
@@ -71,7 +77,15 @@ class KeyOrder:
             before, here = (joined.slice(i, 1).to_pylist()[0] for i in (at - 1, at))
             raise StoreError(self._complaint(row, before, here))
         self._row += keys.num_rows
+        self._first = self._first or _key_of(keys.slice(0, 1))
         self._last = keys.slice(keys.num_rows - 1)
+
+    @property
+    def ends(self) -> tuple[Key, Key] | None:
+        """The first and the last key; None without rows."""
+        if self._first is None or self._last is None:
+            return None
+        return self._first, _key_of(self._last)
 
     def _ascending(self, keys: pa.Table) -> pa.ChunkedArray:
         """Per row but the first: is it above the row before it, column by column from the last."""
@@ -88,6 +102,23 @@ class KeyOrder:
         return (
             f"table {self._name!r}: row {row} {what} ({shown}); allowed: ascending by {', '.join(self._key)}"
         )
+
+
+def ends_of(file: pq.ParquetFile, key: Sequence[str]) -> tuple[Key, Key] | None:
+    """Keys of the first and the last row of a sorted table; None if it has no rows."""
+    noted = (file.metadata.metadata or {}).get(_ENDS.encode())
+    if noted is not None:
+        ends = json.loads(noted)
+        return None if ends is None else (tuple(ends[0]), tuple(ends[1]))
+    groups = [i for i in range(file.num_row_groups) if file.metadata.row_group(i).num_rows]
+    if not groups:
+        return None
+    head, tail = (file.read_row_group(i, list(key)).select(list(key)) for i in (groups[0], groups[-1]))
+    return _key_of(head.slice(0, 1)), _key_of(tail.slice(tail.num_rows - 1))
+
+
+def _key_of(row: pa.Table) -> Key:
+    return tuple(column[0].as_py() for column in row.columns)
 
 
 class TableWriter:
@@ -112,9 +143,10 @@ class TableWriter:
         if self._n_held >= self._declared.row_group:
             self._flush(self._declared.row_group)
 
-    def flush(self) -> None:
-        """Write what is still held."""
+    def close(self) -> None:
+        """Write what is still held, and into the file's metadata the keys at both ends."""
         self._flush(1)
+        self._writer.add_key_value_metadata({_ENDS: json.dumps(self._order.ends)})
 
     def _flush(self, unit: int) -> None:
         """Write what is held in row groups, but keep back a remainder below ``unit`` rows."""
@@ -162,7 +194,7 @@ def open_table(path: Path, name: str, *, flush: bool = True, as_is: bool = False
     ):
         rows = TableWriter(declared, writer, as_is=as_is)
         yield rows
-        rows.flush()
+        rows.close()
 
 
 def write_table(path: Path, name: str, data: Batches, *, flush: bool = True, as_is: bool = False) -> int:
