@@ -8,7 +8,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from atlas.analysis import shard
 from atlas.analysis.misses import NearMisses, without_firing
 from atlas.analysis.shard import SAEPass
 from atlas.kernels.screen import compute, floors, to_keys
@@ -20,6 +19,12 @@ from .tiny import random_sae
 SINGLES = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SCALES = st.sampled_from([0.0, 1e-22, 1e-12, 1e-3, 1.0, 30.0, 1e6])
 SMALLEST_NORMAL = 2.0**-126
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """The processor is said to be fast in bfloat16, whatever it is."""
+    monkeypatch.setattr(module, "fast_bfloat16", lambda _: True)
 
 
 def all_of(screen: Screen, x: torch.Tensor) -> torch.Tensor:
@@ -120,7 +125,6 @@ def sae_of(architecture: str, seed: int, **known):
 )  # fmt: skip
 def test_an_sae_fires_and_misses_as_from_all_pre_activations(architecture, seed, blocks, size):
     sae, context = sae_of(architecture, seed), 6
-    assert Firing.suits(sae)
     firing = Firing(sae)
     x = torch.randn(blocks * (context - 1), sae.d_in, generator=torch.Generator().manual_seed(seed))
     pre = all_of(firing.screen, x)
@@ -143,12 +147,12 @@ def test_an_sae_fires_and_misses_as_from_all_pre_activations(architecture, seed,
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_tokens_that_cannot_be_bounded_are_left_to_all_pre_activations(value, monkeypatch):
+@pytest.mark.usefixtures("fast")
+def test_tokens_that_cannot_be_bounded_are_left_to_all_pre_activations(value):
     sae = sae_of("topk", 0)
     x = torch.ones(3, sae.d_in)
     x[1, 2] = value
     assert Firing(sae).screen.look(x) is None
-    monkeypatch.setattr(shard, "is_fast", lambda: True)
     part = SAEPass(sae, 3, context=4)
     assert part.screened is not None
     found, expected = part._firing(x, 0), sae.active(x)
@@ -156,6 +160,7 @@ def test_tokens_that_cannot_be_bounded_are_left_to_all_pre_activations(value, mo
         torch.testing.assert_close(one, other, equal_nan=True)
 
 
+@pytest.mark.usefixtures("fast")
 def test_which_saes_are_screened():
     assert not Firing.suits(random_sae(d_sae=130, architecture="gated"))
     assert not Firing.suits(random_sae(d_sae=130, k=9)), "a good part of its features"
@@ -173,7 +178,7 @@ def test_a_corpus_pass_with_and_without(architecture, how, monkeypatch, tmp_path
     x = torch.randn(7 * (context - 1), sae.d_in, generator=torch.Generator().manual_seed(1))
     found = []
     for fast in (True, False):
-        monkeypatch.setattr(shard, "is_fast", lambda fast=fast: fast)
+        monkeypatch.setattr(module, "fast_bfloat16", lambda _, fast=fast: fast)
         part = SAEPass(sae, 3, context)
         assert (part.screened is not None) == (fast and architecture != "gated")
         part.update(x, 4)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from atlas.analysis.arrays import open_arrays, save_arrays
 from atlas.errors import StoreError
+from atlas.kernels.features import sort_by_feature
 
 AT_ONCE = 1 << 21
 """Activations that are summarised at once: about 100 bytes of working memory each."""
@@ -94,15 +95,15 @@ class FeatureActs:
         ([0, 1, 3, 3], [6, 2, 5], [2.0, 1.0, 0.5])
         """
         columns = list(zip(*parts, strict=True)) or [(), (), ()]
-        feature, token = (_joined(c, np.int64) for c in columns[:2])
+        feature, token = _joined(columns[0], np.int32), _joined(columns[1], np.int64)
         value = _joined(columns[2], np.float32)
         if len(token) and np.any(token[1:] < token[:-1]):
             by_token = np.argsort(token, kind="stable")
             feature, token, value = feature[by_token], token[by_token], value[by_token]
-        # Two bytes sort in two passes of a radix sort, whatever is longer in a merge sort.
-        order = np.argsort(feature.astype(np.uint16) if d_sae <= 1 << 16 else feature, kind="stable")
-        starts = np.concatenate([[0], np.bincount(feature, minlength=d_sae).cumsum()])
-        return cls(context, starts.astype(np.int64), token[order], value[order])
+        starts = np.concatenate([[0], np.bincount(feature, minlength=d_sae).cumsum()]).astype(np.int64)
+        tokens, values = np.empty_like(token), np.empty_like(value)
+        sort_by_feature(feature, token, value, starts, tokens, values)
+        return cls(context, starts, tokens, values)
 
     @classmethod
     def merge(cls, parts: Iterable["FeatureActs"]) -> "FeatureActs":

@@ -28,7 +28,7 @@ from atlas.lm.runtime import batch_of, lanes
 from atlas.progress import Progress
 from atlas.sae.model import SAE, Active
 from atlas.sae.normalise import normalise, scale_of
-from atlas.sae.screen import Firing, is_fast
+from atlas.sae.screen import Firing
 from atlas.sites import Site
 
 BATCH_BLOCKS = 16
@@ -49,7 +49,7 @@ class SAEPass:
 
     def __init__(self, sae: SAE, n_heads: int, context: int) -> None:
         self.sae, self.context = sae, context
-        self.screened = Firing(sae) if is_fast() and Firing.suits(sae) else None
+        self.screened = Firing(sae) if Firing.suits(sae) else None
         self.triples: list[Triples] = []
         self.misses = NearMisses(sae.d_sae, context)
         self.shares = ActiveShares(attribution_directions(sae), n_heads) if has_heads(sae) else None

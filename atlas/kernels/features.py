@@ -10,6 +10,18 @@ Floats = npt.NDArray[np.float32]
 
 
 @compiled
+def sort_by_feature(
+    feature: Ints, token: Ints, value: Floats, starts: Ints, tokens: Ints, values: Floats
+) -> None:
+    """Put activations feature by feature, those of one as they came; ``starts`` is where each one's begin."""
+    at = starts[:-1].copy()
+    for i in range(len(feature)):
+        place = at[feature[i]]
+        tokens[place], values[place] = token[i], value[i]
+        at[feature[i]] = place + 1
+
+
+@compiled
 def count_positions(starts: Ints, strongest: Ints, position: Ints, most: int, n: Ints) -> None:
     """Add to ``n`` [d_sae, context] the positions of each feature's ``most`` strongest activations."""
     for f in range(len(n)):

@@ -235,19 +235,24 @@ def leave_out(keys: Keys, row: Ints, feature: Ints) -> None:
 
 
 @compiled
-def _nearest(keys: Keys, x: Floats, weights: Floats, bias: float, least: int, one: Floats, bits: Bits) -> int:
-    """Where a feature's largest pre-activation of a block first is; -1 if none has a key of ``least``.
+def _nearest(
+    keys: Keys, best: int, x: Floats, weights: Floats, bias: float, least: int, one: Floats, bits: Bits
+) -> int:
+    """Where a feature's largest pre-activation of a block first is; ``one`` has it afterwards.
 
-    ``one`` has it afterwards.
+    ``best`` is the largest key: what has it is computed first, and leaves few others to compute.
     """
-    place, best = -1, np.float32(-np.inf)
+    place = 0
+    while keys[place] != best:
+        place += 1
+    first, largest = place, _pre_activation(x[place], weights, bias)
+    least = max(least, _floor(float(largest), one, bits))
     for at in range(len(keys)):
-        if keys[at] >= least:
+        if keys[at] >= least and at != first:
             exact = _pre_activation(x[at], weights, bias)
-            if exact > best:
-                place, best = at, exact
-                least = max(least, _floor(float(exact), one, bits))
-    one[0] = best
+            if exact > largest or (exact == largest and at < place):
+                place, largest = at, exact
+    one[0] = largest
     return place
 
 
@@ -277,7 +282,6 @@ def add_blocks(
                 best[f] = max(best[f], row[f])
         for f in range(d_sae):
             if best[f] >= least[f]:
-                place = _nearest(keys[b, :, f], x[b], weights[f], bias[f], least[f], one, bits)
-                if place >= 0:
-                    put(kept[f], token[f], one[0], first_token + b * context + place)
-                    least[f] = _floor(float(kept[f, n - 1]), one, bits)
+                place = _nearest(keys[b, :, f], best[f], x[b], weights[f], bias[f], least[f], one, bits)
+                put(kept[f], token[f], one[0], first_token + b * context + place)
+                least[f] = _floor(float(kept[f, n - 1]), one, bits)

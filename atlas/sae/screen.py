@@ -15,7 +15,6 @@ added up in one order whatever the batch.
 """
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +36,7 @@ from atlas.kernels.screen import (
     round_rows,
 )
 from atlas.sae.model import SAE, Active
+from atlas.sae.precision import fast_bfloat16
 
 _COLUMNS, _TILE = 5, 32
 _ROOM = 64
@@ -45,12 +45,6 @@ _UP, _TINY = 1 + 2**-7, 1e-20
 """What makes up for rounding a bound to bfloat16, and for numbers that matrix units take for zero."""
 _LARGEST_NORM, _TINY_NORM = 1e15, 2e-19
 """Of rows and directions that are looked at: nothing may overflow. Squares of tiny numbers are lost."""
-
-
-@lru_cache(maxsize=1)
-def is_fast() -> bool:
-    """Whether this machine's processor has matrix units for bfloat16 (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 class Seen(NamedTuple):
@@ -168,12 +162,13 @@ class Firing:
 
     @staticmethod
     def suits(sae: SAE) -> bool:
-        """Whether it is on a CPU, not gated, and no TopK that keeps a good part of its features."""
+        """Whether it is on a CPU fast in bfloat16, not gated, and no TopK that keeps many features."""
         k = sae.info.k or sae.d_sae
         few = Screen.suits(sae.d_sae, k if sae.activation == "topk" else 1)
         tensors = (sae.encoder_directions, sae.bias_term, sae.b_dec)
         small = all(float(t.norm()) < _LARGEST_NORM for t in tensors)
-        return few and small and sae.activation != "gated" and sae.W_enc.device.type == "cpu"
+        device = sae.W_enc.device
+        return few and small and sae.activation != "gated" and device.type == "cpu" and fast_bfloat16(device)
 
     def of(self, seen: Seen) -> Active:
         """The features that fire, by row and then feature; afterwards ``seen`` has keys."""
