@@ -65,7 +65,7 @@ def no_model(monkeypatch):
     def refuse(*_):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(harvest, "capture", refuse)
+    monkeypatch.setattr(harvest, "read_sites", refuse)
 
 
 def numbers_of(rng, n):
@@ -107,7 +107,7 @@ def test_a_harvest_reads_every_block_of_a_random_order(store, later):
 
 def test_spare_places_of_a_batch_are_blocks_of_the_next_chunk(store, monkeypatch):
     passes = []
-    monkeypatch.setattr(harvest, "capture", lambda m, t, s: passes.append(t) or capture(m, t, s))
+    monkeypatch.setattr(harvest, "read_sites", lambda m, t, s: passes.append(t) or capture(m, t, s)[0])
     stream = stream_of(store)
     assert stream.chunk_blocks == 20
     source = Harvest(tiny_model(), stream, SITES)
@@ -313,10 +313,10 @@ def test_a_cache_is_named_by_what_decides_its_values(store, tmp_path):
 
 def test_an_activation_that_float16_cannot_hold_is_refused(store, tmp_path, monkeypatch):
     def loud(model, tokens, sites):
-        values, extra = capture(model, tokens, sites)
-        return {site: x * 1e6 for site, x in values.items()}, extra
+        values, _ = capture(model, tokens, sites)
+        return {site: x * 1e6 for site, x in values.items()}
 
-    monkeypatch.setattr(harvest, "capture", loud)
+    monkeypatch.setattr(harvest, "read_sites", loud)
     with pytest.raises(SAEError, match=r"does not fit into float16; use bfloat16"):
         cached(store, tmp_path, dtype="float16").chunk(0)
     assert not shards(tmp_path)

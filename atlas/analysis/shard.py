@@ -22,7 +22,7 @@ from atlas.analysis.variance import ActiveShares, Moments
 from atlas.analysis.weights import attribution_directions
 from atlas.corpus.tokens import TokenStore
 from atlas.errors import StoreError
-from atlas.lm.hooks import capture
+from atlas.lm.layers import read_sites
 from atlas.lm.load import LanguageModel
 from atlas.lm.runtime import batch_of, lanes
 from atlas.progress import Progress
@@ -119,7 +119,8 @@ class ShardPass:
         """Add a batch of blocks; SAEs side by side."""
         tokens = torch.from_numpy(self.store.blocks(blocks)).to(self.model.device)
         entering = () if self.residuals is None else self.residuals.sites
-        activations, _ = capture(self.model, tokens, list(dict.fromkeys([*self.sites, *entering])))
+        wanted = list(dict.fromkeys([*self.sites, *entering]))
+        activations = read_sites(self.model, tokens, wanted, pool)
         flat = {site: activations[site][:, 1:].flatten(0, 1).float() for site in self.sites}
         # The short ones come last, so that no lane waits long for another at the end.
         work = [partial(one.update, flat[one.sae.info.site], blocks.start) for one in self.passes]

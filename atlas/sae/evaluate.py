@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from atlas.corpus.tokens import TokenStore
-from atlas.lm.hooks import Resume, capture, logits_with
+from atlas.lm.hooks import Resume, logits_with
+from atlas.lm.layers import read_sites
 from atlas.lm.load import LanguageModel
 from atlas.lm.runtime import batch_of
 from atlas.progress import Progress
@@ -64,7 +65,7 @@ class _Batch:
 
     def __init__(self, model: LanguageModel, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site]) -> None:
         self.model, self.tokens = model, tokens
-        self.x: Vectors = capture(model, tokens, sites)[0]
+        self.x: Vectors = read_sites(model, tokens, sites)
 
     @cached_property
     def clean(self) -> Float[Tensor, "batch next d_vocab"]:

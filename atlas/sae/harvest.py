@@ -17,7 +17,7 @@ from torch import Tensor
 
 from atlas.corpus.tokens import TokenStore
 from atlas.errors import CorpusError, SAEError
-from atlas.lm.hooks import capture
+from atlas.lm.layers import read_sites
 from atlas.lm.load import LanguageModel
 from atlas.sites import Site
 
@@ -133,7 +133,7 @@ class Harvest:
     def _run(self, blocks: list[int]) -> dict[Site, Tensor]:
         """One forward pass of BATCH_BLOCKS blocks; the first block stands in for those that lack."""
         padded = [*blocks, *blocks[:1] * (BATCH_BLOCKS - len(blocks))]
-        return capture(self.model, self.tokens(padded), self.sites)[0]
+        return read_sites(self.model, self.tokens(padded), self.sites)
 
     def _put(self, whole: dict[Site, Tensor], n: int, rows: list[int], values: dict[Site, Tensor]) -> None:
         """Write the first activations of a batch into their rows of the chunk, rounded."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -178,14 +178,13 @@ def _stored_type(name: str, column: Column) -> str:
 def _build_tables(
     connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Sequence[Path]]
 ) -> list[tuple[str, int, str]]:
-    """Fill every table; name, rows and digest of each. One is read back while the next one is filled."""
+    """Fill every table; name, rows and digest of each. They are read back while later ones are filled."""
     checks: list[Future[tuple[str, int, str]]] = []
     with ThreadPoolExecutor(1) as beside:
         for name, declared in sorted(TABLES.items(), key=lambda item: item[0] in DERIVED):
             _build_table(connection, declared, tables.get(name, ()))
-            if checks:
-                checks[-1].result()
             if _n_rows(connection, declared) >= _MANY_ROWS:
+                wait(checks)  # nobody may read meanwhile
                 connection.execute("CHECKPOINT")  # what it frees, the tables after this one fill
             checks.append(beside.submit(_verify, connection.cursor(), declared))
         return [check.result() for check in checks]
