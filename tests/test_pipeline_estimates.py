@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
+import atlas.lm.layers
 import atlas.lm.runtime
 from atlas.analysis.shard import BATCH_BLOCKS
 from atlas.cli.build import build
@@ -34,6 +35,7 @@ from atlas.errors import ConfigError
 from atlas.lm.attention import replays
 from atlas.lm.files import find_model
 from atlas.lm.hooks import capture
+from atlas.lm.layers import agrees
 from atlas.lm.load import load_model
 from atlas.lm.sizes import ModelSizes, read_sizes
 from atlas.pipeline.costs import Cost, total
@@ -97,9 +99,12 @@ def built(tmp_path_factory):
     plan = make_plan(config_for(home), settings)
     expected = estimate(plan, settings)
     found = {}
-    # Tried once per process, and no part of a step.
-    replays(load_model(plan.config.model, torch.device("cpu")), BATCH_BLOCKS, plan.config.corpus.context)
+    # Tried once per process and shape of a batch, and no part of a step.
+    tried = load_model(plan.config.model, torch.device("cpu")), BATCH_BLOCKS, plan.config.corpus.context
+    assert replays(*tried)
+    assert agrees(*tried)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atlas.lm.layers, "agrees", lambda *_: True)
         patch.setattr(atlas.lm.runtime, "ThreadPoolExecutor", InThisThread)
         for step in plan.steps:
             with FlopCounterMode(display=False) as counter:
