@@ -94,6 +94,16 @@ def test_where_it_always_fires_it_is_the_fve_over_all_tokens():
     np.testing.assert_allclose(shares_of(x, W, fires, 4).finish()[4], everywhere[4], atol=1e-5)
 
 
+def test_moments_of_wide_sites_are_added_up_in_strips():
+    """Sites wider than one strip, and no multiple of it: against numpy, in parts and after saving."""
+    x = torch.randn(90, 150, generator=torch.Generator().manual_seed(5)) @ torch.ones(150, 150).tril() + 2
+    one, other = Moments.empty(150), Moments.empty(150)
+    for part, rows in ((one, x[:31]), (one, x[31:40]), (other, x[40:])):
+        part.update(rows)
+    expected = np.cov(x.double().numpy().T, bias=True)
+    np.testing.assert_allclose(one.merge(other).covariance(), expected, atol=1e-10 * expected.max())
+
+
 def test_a_pre_activation_that_does_not_vary_has_none():
     x, W = torch.ones(20, D_IN), torch.ones(D_IN, D_SAE)
     assert np.isnan(shares_of(x, W, torch.ones(20, D_SAE, dtype=torch.bool), 1).finish()).all()

@@ -9,13 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.analysis.shard import ShardPass, load_moments
-from atlas.analysis.weights import (
-    Moments,
-    attribution_directions,
-    decoder_share,
-    fve,
-    weight_statistics,
-)
+from atlas.analysis.variance import Moments, fve
+from atlas.analysis.weights import attribution_directions, decoder_share, weight_statistics
 from atlas.corpus.tokens import TokenStore
 from atlas.errors import StoreError
 from atlas.lm.hooks import capture

@@ -26,9 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atlas.analysis.acts import Ints
-from atlas.analysis.contributions import Largest, Places, attributed, linear_parts
-from atlas.analysis.dfa_rows import DFARows, Sources, Split
-from atlas.analysis.dfa_sums import DFASums, matched_prefix
+from atlas.analysis.contributions import Places, attributed, linear_parts
+from atlas.analysis.dfa_rows import DFARows, Split
+from atlas.analysis.dfa_sums import DFASums
 from atlas.analysis.examples import TOP
 from atlas.analysis.residuals import KeptResiduals
 from atlas.analysis.second_look import Attention, Look, Replay, WholePass, batches
@@ -120,7 +120,7 @@ class DFAPass:
         self._begin()
 
     def _begin(self) -> None:
-        self.rows = [DFARows(len(reading.heads)) for reading in self.readings]
+        self.rows = [DFARows(reading.heads) for reading in self.readings]
         self.sums = [
             DFASums(sae.d_sae, len(r.heads)) for sae, r in zip(self.saes, self.readings, strict=True)
         ]
@@ -200,10 +200,8 @@ class DFAPass:
         bias, per_unit = sae.bias_term[feature], _per_unit(sae, seen.x, places)
         linear, offset = linear_parts(seen.x, places, own) * per_unit, reading.offset[feature] * per_unit
         found = attributed(places, seen.pattern, seen.v, reading.directions, per_unit)
-        sources = _named(found.largest, np.array(reading.heads), seen.pattern.shape[3])
-        text = tokens[block]
-        matched = matched_prefix(text, kept.position, sources.top_source)
-        self.rows[number].add(kept, Split(found.by_head, bias + offset, linear + bias), sources, matched)
+        split, text = Split(found.by_head, bias + offset, linear + bias), tokens[block]
+        matched = self.rows[number].add(kept, split, found.largest, text)
         at_top = places.is_top
         if at_top.any():
             top, by_head = kept.at(at_top), found.by_head.numpy()[at_top]
@@ -221,14 +219,3 @@ def _per_unit(sae: SAE, x: Float[Tensor, "blocks pos d_in"], places: Places) -> 
 
 def _report(progress: Progress, todo: Sequence[Ints], n: int) -> None:
     progress.update(sum(map(len, todo[:n])), sum(map(len, todo)))
-
-
-def _named(found: Largest, heads: Ints, key: int) -> Sources:
-    """The largest contributions by head and source."""
-    head, source = np.divmod(found.place, key)
-    top_head, top_source = np.divmod(found.best, key)
-    some = found.best >= 0
-    return Sources(
-        heads[head], source, found.value, found.n,
-        np.where(some, heads[top_head], -1), np.where(some, top_source, -1),
-    )  # fmt: skip

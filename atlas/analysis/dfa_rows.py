@@ -16,9 +16,11 @@ from torch import Tensor
 
 from atlas.analysis.acts import Ints
 from atlas.analysis.arrays import open_arrays, save_arrays
+from atlas.analysis.contributions import Largest
+from atlas.analysis.dfa_sums import matched_prefix
 from atlas.analysis.examples import GROUPS
 from atlas.errors import StoreError
-from atlas.kernels.sources import gather_runs
+from atlas.kernels.sources import gather_runs, write_down
 from atlas.tables import FULL_WEIGHT, SOURCES
 
 _ROW = np.dtype(
@@ -58,44 +60,39 @@ class Split(NamedTuple):
     pre_activation: Float[Tensor, " n"]
 
 
-class Sources(NamedTuple):
-    """The largest contributions of examples [n, kept], largest first, and how many of them are kept."""
-
-    head: Ints
-    source: Ints
-    value: npt.NDArray[np.float32]
-    n: Ints
-    top_head: Ints
-    """Of the largest positive contribution; -1 where there is none."""
-    top_source: Ints
-
-
 class DFARows:
-    """Takes down the DFA of examples."""
+    """Takes down the DFA of examples, read through some heads of a layer."""
 
-    def __init__(self, n_heads: int) -> None:
+    def __init__(self, heads: Sequence[int]) -> None:
+        self.heads = np.array(heads, np.int64)
         self.parts: list[Rows] = [
-            Rows(np.empty(0, _ROW), np.empty((0, n_heads), np.float32), np.empty(0, _SOURCE))
+            Rows(np.empty(0, _ROW), np.empty((0, len(heads)), np.float32), np.empty(0, _SOURCE))
         ]
 
-    def add(self, kept: Any, split: Split, largest: Sources, matched: Ints) -> None:
-        """Add examples: how they split, their largest contributions, and the strongest one's prefix."""
-        head, source, value, count = largest[:4]
-        rows = np.empty(len(count), _ROW)
+    def add(self, kept: Any, split: Split, largest: Largest, tokens: Ints) -> Ints:
+        """Add examples: how they split, their largest contributions, and the tokens of their blocks.
+
+        Returns how far the prefix of each one's strongest source matches.
+        """
+        key = tokens.shape[1]
+        top_head, top_source = np.divmod(largest.best, key)
+        some = largest.best >= 0
+        top_source = np.where(some, top_source, -1)
+        matched = matched_prefix(tokens, kept.position, top_source)
+        rows = np.empty(len(largest.n), _ROW)
         rows["feature"], rows["code"], rows["rank"] = kept.feature, kept.code, kept.rank
         rows["block"] = kept.block
         rows["bias"] = split.bias_term.cpu().numpy()
         rows["pre"] = split.pre_activation.cpu().numpy()
-        rows["top_head"], rows["top_source"] = largest.top_head, largest.top_source
+        rows["top_head"], rows["top_source"] = np.where(some, self.heads[top_head], -1), top_source
         rows["matched"] = matched
-        rows["unit"] = short(np.abs(value[:, 0]) / FULL_WEIGHT)
-        rows["n_sources"] = count
-        used = np.arange(head.shape[1]) < count[:, None]
-        sources = np.empty(int(used.sum()), _SOURCE)
-        unit = np.where(rows["unit"] > 0, rows["unit"], 1)[:, None]
-        for name, part in (("head", head), ("source", source), ("weight", np.rint(value / unit))):
-            sources[name] = part[used]
+        unit = short(np.abs(largest.value[:, 0]) / FULL_WEIGHT)
+        rows["unit"], rows["n_sources"] = unit, largest.n
+        sources = np.empty(int(largest.n.sum()), _SOURCE)
+        numbers = sources.view(np.int16).reshape(-1, 3)
+        write_down(largest.place, largest.value, largest.n, unit, self.heads, key, numbers)
         self.parts.append(Rows(rows, split.by_head.cpu().numpy(), sources))
+        return matched
 
     def save(self, folder: Path) -> None:
         """Write into a new folder, sorted by feature."""

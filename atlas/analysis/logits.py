@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from atlas.analysis.weights import Columns, decoder_share, lists, residual_directions
+from atlas.analysis.weights import Columns, decoder_share, has_heads, lists, residual_directions
 from atlas.errors import SAEError
 from atlas.lm.load import LanguageModel
 from atlas.lm.runtime import in_lanes
@@ -70,7 +70,7 @@ def logit_effects(model: LanguageModel, sae: SAE) -> LogitEffects:
         "logit_effects": _ranked(seen.tokens, seen.values, feature=feature),
         "logit_histogram": histogram,
     }
-    if _has_heads(sae):
+    if has_heads(sae):
         tables["head_logit_effects"] = _head_effects(model, sae, unembed)
     return LogitEffects(tables, {name: moments[:, i] for i, name in enumerate(MOMENTS)})
 
@@ -87,7 +87,7 @@ def logit_share(model: LanguageModel, sae: SAE) -> np.ndarray:
     Raises:
         SAEError: the SAE is not on z of a whole layer.
     """
-    if not _has_heads(sae):
+    if not has_heads(sae):
         raise SAEError(f"SAE {sae.info.name!r} has no heads to share; it must be on z of a whole layer")
     W_O, covariance = model.W_O(sae.info.site.layer).double(), logit_covariance(model)
     slices = sae.decoder_directions.reshape(sae.d_sae, len(W_O), -1)
@@ -218,7 +218,3 @@ def _ranked(tokens: Int[Tensor, "n 2 k"], values: Float[Tensor, "n 2 k"], **keys
 
 def _rows_at_once(wide: Float[Tensor, "d width"]) -> int:
     return max(1, _ENTRIES // wide.shape[1])
-
-
-def _has_heads(sae: SAE) -> bool:
-    return sae.info.site.kind == "z" and sae.info.site.head is None

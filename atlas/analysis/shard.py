@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from atlas.analysis.acts import FeatureActs, StoredActs
+from atlas.analysis.acts import FeatureActs, Ints, StoredActs
 from atlas.analysis.misses import NearMisses, without_firing
 from atlas.analysis.residuals import KeptResiduals
 from atlas.analysis.variance import ActiveShares, Moments
-from atlas.analysis.weights import attribution_directions
+from atlas.analysis.weights import attribution_directions, has_heads
 from atlas.corpus.tokens import TokenStore
 from atlas.errors import StoreError
 from atlas.lm.layers import read_sites
@@ -33,11 +33,6 @@ from atlas.sites import Site
 
 BATCH_BLOCKS = 16
 Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def has_heads(sae: SAE) -> bool:
-    """Whether the SAE's input is the z of a whole layer, whose slices are its heads'."""
-    return sae.info.site.kind == "z" and sae.info.site.head is None
 
 
 class SAEPass:
@@ -56,17 +51,19 @@ class SAEPass:
 
     def update(self, x: Float[Tensor, "n d_in"], first_block: int) -> None:
         """Add a batch of consecutive blocks without their position 0."""
-        sae, positions = self.sae, self.context - 1
+        sae = self.sae
         row, feature, value = self._firing(x, first_block)
-        block = row // positions
-        token = (block + first_block) * self.context + row - block * positions + 1
-        self.triples.append(
-            (feature.cpu().numpy().astype(np.int32), token.cpu().numpy(), value.cpu().numpy())
-        )
+        token = self._tokens(len(x), first_block)[row.cpu().numpy()]
+        self.triples.append((feature.cpu().numpy().astype(np.int32), token, value.cpu().numpy()))
         if self.shares is not None:
             scale = sae.scale(x)
             scaled = x if scale is None else x / scale.size
             self.shares.update(scaled, row, feature, value - sae.bias_term[feature])
+
+    def _tokens(self, n: int, first_block: int) -> Ints:
+        """Where each of n rows lies in the text; its block's position 0 is not among them."""
+        block, position = np.divmod(np.arange(n), self.context - 1)
+        return (first_block + block) * self.context + position + 1
 
     def _firing(self, x: Float[Tensor, "n d_in"], first_block: int) -> Active:
         """What fires; near misses are taken down."""

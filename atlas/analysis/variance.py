@@ -24,11 +24,16 @@ from atlas.errors import StoreError
 from atlas.kernels.shares import add_moments, add_shares, by_feature
 
 LEAST_ACTIVE = 10
+_STRIP = 64
+"""Rows of x^T x in one product: of the strips below the diagonal nothing is computed."""
 _SUMS = ("n", "p", "pp", "d", "dp")
 
 
 class Moments:
-    """Mergeable sums of activations from which the mean and the covariance follow, in float64."""
+    """Mergeable sums of activations from which the mean and the covariance follow, in float64.
+
+    ``outer`` is what x^T x is on and above its diagonal; what lies below mirrors it and is never asked for.
+    """
 
     def __init__(self, n: int, total: np.ndarray, outer: np.ndarray) -> None:
         self.n, self.total, self.outer = n, total, outer
@@ -43,7 +48,9 @@ class Moments:
         wide = x.double()
         self.n += len(x)
         self.total += wide.sum(0).cpu().numpy()
-        self.outer += (wide.T @ wide).cpu().numpy()
+        for low in range(0, len(self.total), _STRIP):
+            rows = slice(low, low + _STRIP)
+            self.outer[rows, low:] += (wide[:, rows].T @ wide[:, low:]).cpu().numpy()
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of both texts together."""
@@ -53,7 +60,8 @@ class Moments:
         """Population covariance [d_in, d_in]."""
         n = max(self.n, 1)
         mean = self.total / n
-        return self.outer / n - np.outer(mean, mean)
+        above = np.triu(self.outer)
+        return (above + np.triu(above, 1).T) / n - np.outer(mean, mean)
 
     def save(self, path: Path) -> None:
         """Write to an uncompressed .npz file."""

@@ -24,6 +24,11 @@ def lists(rows: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * width, pa.int32()), pa.array(rows.ravel()))
 
 
+def has_heads(sae: SAE) -> bool:
+    """Whether the SAE's input is the z of a whole layer, whose slices are its heads'."""
+    return sae.info.site.kind == "z" and sae.info.site.head is None
+
+
 def decoder_share(W_dec: Float[Tensor, "d_sae d_in"], n_heads: int) -> Float[Tensor, "d_sae n_heads"]:
     """How much of a feature does each head write? ||W_dec[f, h]|| over the sum of these norms.
 
@@ -77,50 +82,3 @@ def residual_directions(model: LanguageModel, sae: SAE) -> Float[Tensor, "d_sae 
         return None
     W_O = model.W_O(site.layer)
     return sae.decoder_directions @ (W_O.flatten(0, 1) if site.head is None else W_O[site.head])
-
-
-class Moments:
-    """Mergeable sums of activations from which the mean and the covariance follow, in float64."""
-
-    def __init__(self, n: int, total: np.ndarray, outer: np.ndarray) -> None:
-        self.n, self.total, self.outer = n, total, outer
-
-    @classmethod
-    def empty(cls, d_in: int) -> "Moments":
-        """No token yet."""
-        return cls(0, np.zeros(d_in), np.zeros((d_in, d_in)))
-
-    def update(self, x: Float[Tensor, "n d_in"]) -> None:
-        """Add activations."""
-        wide = x.double()
-        self.n += len(x)
-        self.total += wide.sum(0).cpu().numpy()
-        self.outer += (wide.T @ wide).cpu().numpy()
-
-    def merge(self, other: "Moments") -> "Moments":
-        """The moments of both texts together."""
-        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
-
-    def covariance(self) -> np.ndarray:
-        """Population covariance [d_in, d_in]."""
-        n = max(self.n, 1)
-        mean = self.total / n
-        return self.outer / n - np.outer(mean, mean)
-
-
-def fve(W_enc: np.ndarray, covariance: np.ndarray, n_heads: int) -> np.ndarray:
-    """Which heads make a feature's pre-activation vary? Cov(d_h, p) / Var(p), [d_sae, n_heads].
-
-    p = x . W_enc[:, f] is the linear part of the pre-activation and d_h head h's part of it, so in closed
-    form FVE = (W_enc[h, f]^T C[h, :] W_enc[:, f]) / (W_enc[:, f]^T C W_enc[:, f]) with C = Cov(x). It sums
-    to 1 over heads and may leave [0, 1]; NaN where p does not vary. Of an SAE that normalises its input,
-    x stands for x divided by the token's size and W_enc for ``attribution_directions``, so that the parts
-    are those of DFA. Source: seed 001, row B3.
-
-    >>> fve(np.array([[1.0], [1.0]]), np.diag([3.0, 1.0]), n_heads=2).tolist()
-    [[0.75, 0.25]]
-    """
-    W = W_enc.astype(np.float64)
-    parts = (W * (covariance @ W)).reshape(n_heads, -1, W.shape[1]).sum(1).T
-    variance = parts.sum(1, keepdims=True)
-    return np.divide(parts, variance, out=np.full_like(parts, np.nan), where=variance > 0)

@@ -32,6 +32,7 @@ def add_by_head(
 
     dense [n, heads, key], tokens [n, key]; kinds [d_sae, heads, 7] in the order bos, current, previous, same
     token, after a match, not BOS, all; distance [d_sae, heads] weighs what is not BOS by its distance.
+    A row's few numbers are added up in float32, rows in float64.
     """
     n, heads, key = dense.shape
     same, after = np.zeros(key, np.float32), np.zeros(key, np.float32)
@@ -39,18 +40,19 @@ def add_by_head(
         p, f = position[i], feature[i]
         _same_and_after(tokens[i], p, same, after)
         for h in range(heads):
-            row, total, copies, followers, far = dense[i, h, : p + 1], 0.0, 0.0, 0.0, 0.0
+            row, none = dense[i, h, : p + 1], np.float32(0)
+            total, copies, followers, far = none, none, none, none
             for s in range(len(row)):
-                value = max(row[s], np.float32(0))
+                value = max(row[s], none)
                 total += value
                 copies += value * same[s]
                 followers += value * after[s]
                 far += value * np.float32(p - s)
-            first, sums = max(row[0], np.float32(0)), kinds[f, h]
+            first, sums = max(row[0], none), kinds[f, h]
             sums[0] += first
-            sums[1] += max(row[p], np.float32(0))
+            sums[1] += max(row[p], none)
             if p > 1:
-                sums[2] += max(row[p - 1], np.float32(0))
+                sums[2] += max(row[p - 1], none)
             sums[3] += copies
             sums[4] += followers
             sums[5] += total - first
@@ -67,7 +69,7 @@ def add_by_distance(
     ``bin_of`` names the bin of each distance; BOS has bin 0 whatever its distance.
     """
     n, heads, key = dense.shape
-    positive, negative = np.empty(key, np.float64), np.empty(key, np.float64)
+    positive, negative = np.empty(key, np.float32), np.empty(key, np.float32)
     for i in range(n):
         p, f = position[i], feature[i]
         positive[: p + 1], negative[: p + 1] = 0, 0

@@ -51,13 +51,13 @@ def attribute(
     go into ``kept`` [slots, heads, key], all zeros before, where ``slot`` is not negative.
     """
     heads, n, key = read.shape
-    row, room = np.zeros((heads, key), np.float32), room_to_keep(heads * key)
+    row, room = np.empty(heads * key, np.float32), room_to_keep(heads * key)
     for i in range(n):
-        sources = position[i] + 1
+        here, sources = position[i], position[i] + 1
         for h in range(heads):
-            by_head[i, h] = _weigh(
-                pattern[h, position[i], :sources], read[h, i, :sources], scale[i], row[h, :sources]
-            )
-        count[i], best[i] = keep_of_one(row, sources, place[i], value[i], room)
-        if slot[i] >= 0:
-            kept[slot[i], :, :sources] = row[:, :sources]
+            part = row[h * sources : (h + 1) * sources]
+            by_head[i, h] = _weigh(pattern[h, here, :sources], read[h, i, :sources], scale[i], part)
+            if slot[i] >= 0:
+                kept[slot[i], h, :sources] = part
+        used = row[: heads * sources]
+        count[i], best[i] = keep_of_one(used, sources, key, place[i], value[i], room)

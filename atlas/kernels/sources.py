@@ -8,32 +8,46 @@ from atlas.kernels.compiled import compiled
 MOST_SOURCES, COVERED = 32, 0.95
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Room = tuple[npt.NDArray[np.int32], Ints, Floats, Ints]
+Room = tuple[npt.NDArray[np.int32], Ints, Ints]
 
-_LANES, _STEP, _FEW = 64, 16, 256
+_STEP, _FEW, _ENOUGH = 16, 256, 40
+_NEAR = 8 << 23  # in bits of a float: what is so far below another is 256 times smaller
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _LOW = np.int64(0xFFFFFFFF)
 
 
 @compiled
-def _bound(bits: npt.NDArray[np.int32], n: int, lane: npt.NDArray[np.float32]) -> int:
-    """A magnitude that at least 32 of n entries reach, and few more: the smallest of 32 lanes' largest ones.
+def _measure(row: Floats, bits: npt.NDArray[np.int32]) -> tuple[int, float]:
+    """Fill ``bits`` with the magnitudes of a row's entries; the largest of them, and the sum of all."""
+    signed, largest, total = row.view(np.int32), np.int32(0), 0.0
+    for j in range(len(row)):
+        bits[j] = signed[j] & _MAGNITUDE
+        largest = max(largest, bits[j])
+    for j in range(len(row)):  # by itself, each of the two loops runs in lanes
+        total += abs(row[j])
+    return int(largest), total
 
-    Magnitudes of floats are ordered like their bits. Zeros never reach it, and zeros fill ``bits`` up to
-    whole lanes: loops of a fixed length leave no rest that would run entry by entry.
+
+@compiled
+def _bound(bits: npt.NDArray[np.int32], largest: int) -> int:
+    """A magnitude that at least 32 entries reach, and few more; the smallest one if fewer are not zero.
+
+    Magnitudes of floats are ordered like their bits. Between one that 32 reach and one that fewer do, the
+    middle is tried, again and again; each time all entries are counted, in lanes.
     """
-    largest = lane.view(np.int32)
-    largest[:] = 0
-    for start in range(0, n, _LANES):
-        for i in range(_LANES):
-            largest[i] = max(largest[i], bits[start + i])
-    bound = np.int32(1)
-    for i in range(_LANES):
-        reaching = np.float32(0)
-        for j in range(_LANES):
-            reaching += np.float32(1) if lane[j] >= lane[i] else np.float32(0)
-        bound = max(bound, largest[i] if reaching >= MOST_SOURCES else bound)
-    return int(bound)
+    low, high, middle = 1, largest + 1, max(1, largest - _NEAR)
+    while high - low > 1:
+        tried, reaching = np.int32(middle), np.float32(0)
+        for j in range(len(bits)):
+            reaching += np.float32(1) if bits[j] >= tried else np.float32(0)
+        if reaching >= MOST_SOURCES:
+            low = middle
+            if reaching <= _ENOUGH:
+                break
+        else:
+            high = middle
+        middle = (low + high) >> 1
+    return low
 
 
 @compiled
@@ -69,68 +83,82 @@ def keep_largest(dense: Floats, last: Ints, place: Ints, value: Floats, count: I
     lower place. ``count`` says how many reach 95 % of the absolute sum, zeros left out, at most 32. ``best``
     is the place of the largest positive one, -1 where there is none.
     """
-    room = room_to_keep(dense.shape[1] * dense.shape[2])
-    for i in range(len(dense)):
-        count[i], best[i] = keep_of_one(dense[i], last[i] + 1, place[i], value[i], room)
+    n, heads, key = dense.shape
+    row, room = np.empty(heads * key, np.float32), room_to_keep(heads * key)
+    for i in range(n):
+        sources = last[i] + 1
+        for h in range(heads):
+            row[h * sources : (h + 1) * sources] = dense[i, h, :sources]
+        used = row[: heads * sources]
+        count[i], best[i] = keep_of_one(used, sources, key, place[i], value[i], room)
 
 
 @compiled
 def room_to_keep(size: int) -> Room:
     """What ``keep_of_one`` works in, for ``size`` contributions."""
-    return (
-        np.empty(size + _LANES, np.int32),
-        np.empty(size + _STEP, np.int64),
-        np.empty(_LANES, np.float32),
-        np.empty(MOST_SOURCES, np.int64),
-    )
+    return np.empty(size, np.int32), np.empty(size + _STEP, np.int64), np.empty(MOST_SOURCES, np.int64)
 
 
 @compiled
-def keep_of_one(dense: Floats, sources: int, place: Ints, value: Floats, room: Room) -> tuple[int, int]:
-    """``keep_largest`` of one example [heads, key]: its ``count`` and ``best``."""
-    bits, packed, lane, order = room
-    heads, key = dense.shape
-    total = 0.0
-    for h in range(heads):
-        row = dense[h, :sources]
-        signed, magnitude = row.view(np.int32), bits[h * sources : (h + 1) * sources]
-        for s in range(len(row)):
-            magnitude[s] = signed[s] & _MAGNITUDE
-            total += abs(row[s])
-    size = heads * sources
-    bits[size : size + _LANES] = 0
-    bound, found = _bound(bits, size, lane), 0
-    for j in range(size):
+def keep_of_one(
+    row: Floats, sources: int, key: int, place: Ints, value: Floats, room: Room
+) -> tuple[int, int]:
+    """``keep_largest`` of one example, ``sources`` entries of each head after the other's: count and best."""
+    packed, order = room[1:]
+    bits = room[0][: len(row)]
+    largest, total = _measure(row, bits)
+    bound, found = _bound(bits, largest), 0
+    for j in range(len(bits)):
         packed[found] = (np.int64(bits[j]) << 32) | (_LOW - j)
         found += bits[j] >= bound
     kept = _descending(packed, found, order)
     covered, count, best = 0.0, 0, -1
-    for rank in range(MOST_SOURCES):
-        place[rank], value[rank] = 0, 0.0
-        if rank < kept:
-            at = np.uint32(_LOW - (order[rank] & _LOW))
-            head = at // np.uint32(sources)
-            source = at - head * np.uint32(sources)
-            here = dense[head, source]
-            place[rank], value[rank] = head * key + source, here
-            count += covered < COVERED * total
-            covered += abs(here)
-            if here > 0 and best < 0:
-                best = head * key + source
+    for rank in range(kept):
+        at = np.uint32(_LOW - (order[rank] & _LOW))
+        head = at // np.uint32(sources)
+        place[rank], value[rank] = head * key + (at - head * np.uint32(sources)), row[at]
+        count += covered < COVERED * total
+        covered += abs(row[at])
+        if row[at] > 0 and best < 0:
+            best = place[rank]
+    place[kept:], value[kept:] = 0, 0.0
     if best < 0:  # whatever is kept is negative
-        best = _largest_positive(dense, sources)
+        best = _largest_positive(row, sources, key)
     return count, best
 
 
 @compiled
-def _largest_positive(dense: Floats, sources: int) -> int:
+def _largest_positive(row: Floats, sources: int, key: int) -> int:
     """The place of the largest positive entry, the first of equals; -1 if there is none."""
     best, place = np.float32(0.0), -1
-    for h in range(len(dense)):
-        for s in range(sources):
-            if dense[h, s] > best:
-                best, place = dense[h, s], h * dense.shape[1] + s
+    for j in range(len(row)):
+        if row[j] > best:
+            best, place = row[j], j // sources * key + j % sources
     return place
+
+
+@compiled
+def write_down(
+    place: Ints,
+    value: Floats,
+    count: Ints,
+    unit: Floats,
+    heads: Ints,
+    key: int,
+    out: npt.NDArray[np.int16],
+) -> None:
+    """Write what is kept of each example, one after the other, as head, source and weight [kept, 3].
+
+    A weight is how many times the example's ``unit`` (1 where that is 0), to whole ones.
+    """
+    at = 0
+    for i in range(len(place)):
+        step = unit[i] if unit[i] > 0 else np.float32(1)
+        for rank in range(count[i]):
+            head = np.uint32(place[i, rank]) // np.uint32(key)
+            out[at, 0], out[at, 1] = heads[head], place[i, rank] - head * key
+            out[at, 2] = np.rint(value[i, rank] / step)
+            at += 1
 
 
 @compiled

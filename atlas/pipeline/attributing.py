@@ -15,10 +15,10 @@ from atlas.analysis.dfa_sums import DFASums
 from atlas.analysis.dfa_tokens import source_tokens
 from atlas.analysis.examples import GROUPS, NEGATIVE
 from atlas.analysis.logits import logit_share
-from atlas.analysis.shard import has_heads, load_moments, load_shares
+from atlas.analysis.shard import load_moments, load_shares
 from atlas.analysis.text import Text
 from atlas.analysis.variance import fve
-from atlas.analysis.weights import attribution_directions, decoder_share
+from atlas.analysis.weights import attribution_directions, decoder_share, has_heads
 from atlas.lm.load import LanguageModel
 from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import (

@@ -137,11 +137,6 @@ def _sae_digests(settings: Settings) -> set[str]:
     return found
 
 
-def _holds(output: Path, digests: set[str]) -> bool:
-    """Whether a step's output holds weights of an SAE that a release names."""
-    return any(tensors_digest(path) in digests for path in output.glob("*/*.safetensors"))
-
-
 def _left_residuals(settings: Settings, grace: float, dry_run: bool) -> list[Freed]:
     """Residual streams of builds that ended before DFA read them."""
     if not settings.residuals.is_dir():

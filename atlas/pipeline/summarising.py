@@ -16,9 +16,9 @@ from atlas.analysis.examples import examples
 from atlas.analysis.logits import logit_effects
 from atlas.analysis.neighbours import neighbours
 from atlas.analysis.qk import position_products, qk_partners, qk_products
-from atlas.analysis.shard import ShardPass, has_heads, load_misses, stored_acts
+from atlas.analysis.shard import ShardPass, load_misses, stored_acts
 from atlas.analysis.text import Text
-from atlas.analysis.weights import decoder_share, weight_statistics
+from atlas.analysis.weights import decoder_share, has_heads, weight_statistics
 from atlas.corpus.tokens import TokenStore
 from atlas.errors import StoreError
 from atlas.lm.load import LanguageModel
