@@ -14,7 +14,7 @@ Sources: seed 001; seed 002 (the paper), row C4.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atlas.analysis.acts import Ints
-from atlas.analysis.contributions import Places, attributed, linear_parts
+from atlas.analysis.contributions import Attributed, Places, attributed, linear_parts
 from atlas.analysis.dfa_rows import DFARows, Split
 from atlas.analysis.dfa_sums import DFASums
 from atlas.analysis.examples import TOP
@@ -98,6 +98,16 @@ def reading_of(model: LanguageModel, sae: SAE) -> Reading:
     return Reading(heads, W.T.reshape(sae.d_sae, len(heads), d_head).contiguous(), offset, own)
 
 
+class Found(NamedTuple):
+    """Attributed examples on their way into rows and sums."""
+
+    kept: Kept
+    split: Split
+    attributed: Attributed
+    text: Ints
+    """The tokens of each one's block."""
+
+
 class DFAPass:
     """Looks again at the kept examples of SAEs on z and attn_out; each block with an example is read once.
 
@@ -142,7 +152,7 @@ class DFAPass:
     def _replay(
         self, residuals: KeptResiduals, store: TokenStore, todo: Sequence[Ints], progress: Progress
     ) -> None:
-        """Every SAE goes from batch to batch by itself; none waits for another."""
+        """Batches side by side, all SAEs of one before those of the next; no SAE waits for another."""
         layers = {sae.info.site.layer for sae in self.saes}
         with lanes() as pool:
             last: dict[int, Future[None]] = {}
@@ -151,21 +161,13 @@ class DFAPass:
                 looks = {n: Replay(self.model, n, partial(residuals.read, batch, n)) for n in layers}
                 tokens = store.blocks(batch)
                 for n, sae in enumerate(self.saes):
-                    work = batch, tokens, looks[sae.info.site.layer]
-                    last[n] = pool.submit(self._after, last.get(n), n, *work)
+                    work = batch, tokens, looks[sae.info.site.layer], last.get(n)
+                    last[n] = pool.submit(self._of_sae, n, *work)
                 rounds.append(list(last.values()))
             for n, done in enumerate(rounds, 1):
                 for one in done:
                     one.result()
                 _report(progress, todo, n)
-
-    def _after(
-        self, before: "Future[None] | None", number: int, blocks: Ints, tokens: Ints, look: Look
-    ) -> None:
-        """``_of_sae`` once the SAE's batch before is done, so that sums are added up in one order."""
-        if before is not None:
-            before.result()
-        self._of_sae(number, blocks, tokens, look)
 
     def _run_model(self, store: TokenStore, todo: Sequence[Ints], progress: Progress) -> None:
         sites = [sae.info.site for sae in self.saes]
@@ -179,7 +181,18 @@ class DFAPass:
                 _report(progress, todo, n)
 
     @torch.no_grad()
-    def _of_sae(self, number: int, blocks: Ints, tokens: Ints, look: Look) -> None:
+    def _of_sae(
+        self, number: int, blocks: Ints, tokens: Ints, look: Look, before: "Future[None] | None" = None
+    ) -> None:
+        """Attribute a batch; taken down after the one before it, so that sums are added up in one order."""
+        found = list(self._found(number, blocks, tokens, look))
+        if before is not None:
+            before.result()
+        for one in found:
+            self._take_down(number, *one)
+
+    def _found(self, number: int, blocks: Ints, tokens: Ints, look: Look) -> Iterator[Found]:
+        """The examples of a batch, those of a few blocks at a time."""
         per_block = len(self.readings[number].heads) * tokens.shape[1] ** 2
         together = max(1, min(_TOGETHER, _ENTRIES // per_block))
         for start in range(0, len(blocks), together):
@@ -189,9 +202,10 @@ class DFAPass:
                 rows = self.kept[number].at(slice(low, high))
                 block = np.searchsorted(blocks[some], rows.block)
                 seen = look.at(self.saes[number].info.site, some)
-                self._examples(number, rows, block, tokens[some], seen)
+                split, found = self._examples(number, rows, block, seen)
+                yield Found(rows, split, found, tokens[some][block])
 
-    def _examples(self, number: int, kept: Kept, block: Ints, tokens: Ints, seen: Attention) -> None:
+    def _examples(self, number: int, kept: Kept, block: Ints, seen: Attention) -> tuple[Split, Attributed]:
         """Examples of a few blocks, sorted by their place among them."""
         sae, reading = self.saes[number], self.readings[number]
         places = Places(kept.feature, block, kept.position, kept.is_top)
@@ -200,9 +214,11 @@ class DFAPass:
         bias, per_unit = sae.bias_term[feature], _per_unit(sae, seen.x, places)
         linear, offset = linear_parts(seen.x, places, own) * per_unit, reading.offset[feature] * per_unit
         found = attributed(places, seen.pattern, seen.v, reading.directions, per_unit)
-        split, text = Split(found.by_head, bias + offset, linear + bias), tokens[block]
+        return Split(found.by_head, bias + offset, linear + bias), found
+
+    def _take_down(self, number: int, kept: Kept, split: Split, found: Attributed, text: Ints) -> None:
         matched = self.rows[number].add(kept, split, found.largest, text)
-        at_top = places.is_top
+        at_top = kept.is_top
         if at_top.any():
             top, by_head = kept.at(at_top), found.by_head.numpy()[at_top]
             rows = text[at_top], found.top, by_head, matched[at_top]
