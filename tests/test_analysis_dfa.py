@@ -80,11 +80,14 @@ def test_largest_and_best_against_a_sort_of_everything(shape, seed):
     """Ties go to the lower head, then source; what lies after the position is not looked at."""
     rng = np.random.default_rng(seed)
     heads, key = shape
-    dense = (rng.standard_normal((9, heads, key)) * rng.integers(0, 3, (9, heads, key))).astype(np.float32)
+    dense = (rng.standard_normal((11, heads, key)) * rng.integers(0, 3, (11, heads, key))).astype(np.float32)
     dense[1] = -np.abs(dense[1])
     dense[2, :, ::3], dense[3] = dense[2, :1, :1], 1.5  # many ties, and nothing but ties
     dense[4, 0, :40] = -np.linspace(50, 60, len(dense[4, 0, :40]))  # the largest 32 are negative, not all
-    position = np.array([key - 1, key // 2, key - 1, key - 1, key - 1, 0, 3, key // 3, 1])
+    dense[9] *= 10.0 ** rng.uniform(-43, 30, (heads, key))  # down to numbers of few bits
+    dense[10] = np.where(np.arange(heads * key) % 7 == 0, np.float32(1e-45), 0).reshape(heads, key)
+    dense[10, 0, 0] = 3e38
+    position = np.array([key - 1, key // 2, key - 1, key - 1, key - 1, 0, 3, key // 3, 1, key - 1, key - 1])
     found = largest(torch.from_numpy(dense), position)
     for i, p in enumerate(position):
         flat = np.where(np.arange(key) <= p, dense[i], 0).ravel()
@@ -400,7 +403,7 @@ def test_matched_prefix_by_comparing_stretches(text, data):
 
 def sums_by_loop(tokens, position, dense) -> dict[str, np.ndarray]:
     """Positive DFA of one example by kind of source, [heads], and what distances take."""
-    positive = np.maximum(dense, 0)
+    positive = np.maximum(dense, 0).astype(np.float64)
     p, kinds = position, {}
     for s in range(p + 1):
         here = {
@@ -420,8 +423,8 @@ def sums_by_loop(tokens, position, dense) -> dict[str, np.ndarray]:
     return kinds
 
 
-def random_top_examples(seed: int, n_blocks: int, context: int = 50):
-    """(features, positions, tokens, dense DFA) of some top examples in each block."""
+def random_top_examples(seed: int, n_blocks: int, context: int = 50, bos: float = 1):
+    """(features, positions, tokens, dense DFA) of some top examples in each block; BOS ``bos`` times as much."""
     rng = np.random.default_rng(seed)
     for _ in range(n_blocks):
         tokens = np.concatenate([[0], rng.integers(1, 6, context - 1)])
@@ -429,6 +432,7 @@ def random_top_examples(seed: int, n_blocks: int, context: int = 50):
         position = rng.integers(1, context, n)
         dense = rng.standard_normal((n, 2, context)).astype(np.float32)
         dense *= (np.arange(context) <= position[:, None])[:, None]
+        dense[:, :, 0] *= bos
         yield rng.integers(0, 3, n), position, tokens, dense
 
 
@@ -452,8 +456,10 @@ def test_examples_whose_heads_cancel_have_no_share():
     assert sums.summary()["n"].tolist() == [4]
 
 
-def test_sums_by_head_distance_and_kind_against_a_loop():
-    parts = list(random_top_examples(0, 12))
+@pytest.mark.parametrize("bos", [1, 1e7])
+def test_sums_by_head_distance_and_kind_against_a_loop(bos):
+    """What is not BOS is told from it, however little it is beside BOS."""
+    parts = list(random_top_examples(0, 12, bos=bos))
     sums, by_feature = sums_of(parts), {}
     for features, positions, tokens, dense in parts:
         for f, p, d in zip(features, positions, dense, strict=True):

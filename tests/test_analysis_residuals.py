@@ -1,5 +1,8 @@
 """The residual stream kept for DFA: the same rows with it and without, and nothing of it left behind."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +96,20 @@ def test_the_same_bits_without_asking_the_model(store, tmp_path, monkeypatch):
     monkeypatch.setattr("atlas.analysis.second_look.capture", lambda *args: asked.append(args))
     assert attributed(store, kept_at(tmp_path)) == expected
     assert asked == []
+
+
+def test_batches_are_taken_down_in_order_however_they_end(store, tmp_path, monkeypatch):
+    """The first batch is read last, and rows and sums are those of one batch after the other."""
+    expected, read = attributed(store), KeptResiduals.read
+
+    def late(self, blocks, layer):
+        time.sleep(0.3 if blocks[0] == 0 else 0)  # the others, in threads of their own, wait for it by then
+        return read(self, blocks, layer)
+
+    keep(store, kept_at(tmp_path))
+    monkeypatch.setattr(KeptResiduals, "read", late)
+    monkeypatch.setattr(dfa, "lanes", lambda: ThreadPoolExecutor(9))
+    assert attributed(store, kept_at(tmp_path)) == expected
 
 
 def test_without_them_the_model_is_asked(store, tmp_path, no_model):

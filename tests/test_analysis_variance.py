@@ -95,7 +95,7 @@ def test_where_it_always_fires_it_is_the_fve_over_all_tokens():
 
 
 def test_moments_of_wide_sites_are_added_up_in_strips():
-    """Sites wider than one strip, and no multiple of it: against numpy, in parts and after saving."""
+    """Sites wider than one strip, and no multiple of it: against numpy, in parts."""
     x = torch.randn(90, 150, generator=torch.Generator().manual_seed(5)) @ torch.ones(150, 150).tril() + 2
     one, other = Moments.empty(150), Moments.empty(150)
     for part, rows in ((one, x[:31]), (one, x[31:40]), (other, x[40:])):

@@ -32,7 +32,8 @@ def add_by_head(
 
     dense [n, heads, key], tokens [n, key]; kinds [d_sae, heads, 7] in the order bos, current, previous, same
     token, after a match, not BOS, all; distance [d_sae, heads] weighs what is not BOS by its distance.
-    A row's few numbers are added up in float32, rows in float64.
+    A row's few numbers are added up in float32, without BOS, which may be millions of times as large as the
+    rest; rows in float64.
     """
     n, heads, key = dense.shape
     same, after = np.zeros(key, np.float32), np.zeros(key, np.float32)
@@ -41,23 +42,23 @@ def add_by_head(
         _same_and_after(tokens[i], p, same, after)
         for h in range(heads):
             row, none = dense[i, h, : p + 1], np.float32(0)
-            total, copies, followers, far = none, none, none, none
-            for s in range(len(row)):
+            rest, copies, followers, far = none, none, none, none
+            for s in range(1, len(row)):
                 value = max(row[s], none)
-                total += value
+                rest += value
                 copies += value * same[s]
                 followers += value * after[s]
                 far += value * np.float32(p - s)
-            first, sums = max(row[0], none), kinds[f, h]
+            first, sums = np.float64(max(row[0], none)), kinds[f, h]
             sums[0] += first
             sums[1] += max(row[p], none)
             if p > 1:
                 sums[2] += max(row[p - 1], none)
             sums[3] += copies
             sums[4] += followers
-            sums[5] += total - first
-            sums[6] += total
-            distance[f, h] += far - first * p
+            sums[5] += rest
+            sums[6] += first + rest
+            distance[f, h] += far
 
 
 @compiled

@@ -114,9 +114,9 @@ def keep_of_one(
     kept = _descending(packed, found, order)
     covered, count, best = 0.0, 0, -1
     for rank in range(kept):
-        at = np.uint32(_LOW - (order[rank] & _LOW))
-        head = at // np.uint32(sources)
-        place[rank], value[rank] = head * key + (at - head * np.uint32(sources)), row[at]
+        at = _LOW - (order[rank] & _LOW)
+        head = np.int64(np.uint32(at) // np.uint32(sources))  # a division of 64 bits takes longer
+        place[rank], value[rank] = head * key + at - head * sources, row[at]
         count += covered < COVERED * total
         covered += abs(row[at])
         if row[at] > 0 and best < 0:
@@ -155,7 +155,7 @@ def write_down(
     for i in range(len(place)):
         step = unit[i] if unit[i] > 0 else np.float32(1)
         for rank in range(count[i]):
-            head = np.uint32(place[i, rank]) // np.uint32(key)
+            head = np.int64(np.uint32(place[i, rank]) // np.uint32(key))
             out[at, 0], out[at, 1] = heads[head], place[i, rank] - head * key
             out[at, 2] = np.rint(value[i, rank] / step)
             at += 1
