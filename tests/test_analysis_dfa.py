@@ -424,7 +424,7 @@ def sums_by_loop(tokens, position, dense) -> dict[str, np.ndarray]:
 
 
 def random_top_examples(seed: int, n_blocks: int, context: int = 50, bos: float = 1):
-    """(features, positions, tokens, dense DFA) of some top examples in each block; BOS ``bos`` times as much."""
+    """(features, positions, tokens, dense DFA) of some top examples in each block; BOS ``bos`` times."""
     rng = np.random.default_rng(seed)
     for _ in range(n_blocks):
         tokens = np.concatenate([[0], rng.integers(1, 6, context - 1)])
