@@ -125,6 +125,9 @@ def sae_of(architecture: str, seed: int, **known):
 )  # fmt: skip
 def test_an_sae_fires_and_misses_as_from_all_pre_activations(architecture, seed, blocks, size):
     sae, context = sae_of(architecture, seed), 6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fast_bfloat16", lambda _: True)
+        assert Firing.suits(sae)
     firing = Firing(sae)
     x = torch.randn(blocks * (context - 1), sae.d_in, generator=torch.Generator().manual_seed(seed))
     pre = all_of(firing.screen, x)

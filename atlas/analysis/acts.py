@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from atlas.analysis.arrays import open_arrays, save_arrays
 from atlas.errors import StoreError
-from atlas.kernels.features import sort_by_feature
+from atlas.kernels.features import by_feature
 
 AT_ONCE = 1 << 21
 """Activations that are summarised at once: about 100 bytes of working memory each."""
@@ -100,10 +100,8 @@ class FeatureActs:
         if len(token) and np.any(token[1:] < token[:-1]):
             by_token = np.argsort(token, kind="stable")
             feature, token, value = feature[by_token], token[by_token], value[by_token]
-        starts = np.concatenate([[0], np.bincount(feature, minlength=d_sae).cumsum()]).astype(np.int64)
-        tokens, values = np.empty_like(token), np.empty_like(value)
-        sort_by_feature(feature, token, value, starts, tokens, values)
-        return cls(context, starts, tokens, values)
+        order, starts = by_feature(feature, d_sae)
+        return cls(context, starts, token[order], value[order])
 
     @classmethod
     def merge(cls, parts: Iterable["FeatureActs"]) -> "FeatureActs":

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from atlas.analysis.arrays import UNREADABLE
 from atlas.errors import StoreError
-from atlas.kernels.shares import add_moments, add_shares, by_feature
+from atlas.kernels.features import by_feature
+from atlas.kernels.shares import add_moments, add_shares
 
 LEAST_ACTIVE = 10
 _STRIP = 64
@@ -48,9 +49,11 @@ class Moments:
         wide = x.double()
         self.n += len(x)
         self.total += wide.sum(0).cpu().numpy()
-        for low in range(0, len(self.total), _STRIP):
+        outer = wide.new_zeros(self.outer.shape)
+        for low in range(0, len(outer), _STRIP):
             rows = slice(low, low + _STRIP)
-            self.outer[rows, low:] += (wide[:, rows].T @ wide[:, low:]).cpu().numpy()
+            outer[rows, low:] = wide[:, rows].T @ wide[:, low:]
+        self.outer += outer.cpu().numpy()
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of both texts together."""

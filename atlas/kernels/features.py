@@ -10,15 +10,18 @@ Floats = npt.NDArray[np.float32]
 
 
 @compiled
-def sort_by_feature(
-    feature: Ints, token: Ints, value: Floats, starts: Ints, tokens: Ints, values: Floats
-) -> None:
-    """Put activations feature by feature, those of one as they came; ``starts`` is where each one's begin."""
-    at = starts[:-1].copy()
+def by_feature(feature: Ints, d_sae: int) -> tuple[Ints, Ints]:
+    """Indices that sort by feature and then as they stand, and where each feature's begin."""
+    starts, order = np.zeros(d_sae + 1, np.int64), np.empty(len(feature), np.int64)
     for i in range(len(feature)):
-        place = at[feature[i]]
-        tokens[place], values[place] = token[i], value[i]
-        at[feature[i]] = place + 1
+        starts[feature[i] + 1] += 1
+    for f in range(d_sae):
+        starts[f + 1] += starts[f]
+    at = starts[:d_sae].copy()
+    for i in range(len(feature)):
+        order[at[feature[i]]] = i
+        at[feature[i]] += 1
+    return order, starts
 
 
 @compiled

@@ -47,21 +47,6 @@ def _sum_runs(values: Floats, width: int) -> None:
 
 
 @compiled
-def by_feature(feature: Ints, d_sae: int) -> tuple[Ints, Ints]:
-    """Indices that sort by feature and then as they stand, and where each feature's begin."""
-    starts, order = np.zeros(d_sae + 1, np.int64), np.empty(len(feature), np.int64)
-    for i in range(len(feature)):
-        starts[feature[i] + 1] += 1
-    for f in range(d_sae):
-        starts[f + 1] += starts[f]
-    at = starts[:d_sae].copy()
-    for i in range(len(feature)):
-        order[at[feature[i]]] = i
-        at[feature[i]] += 1
-    return order, starts
-
-
-@compiled
 def add_moments(starts: Ints, p: Floats, n: Sums, total: Sums, squares: Sums) -> None:
     """Add how many tokens each feature has, and sums of p and of p^2; ``p`` is sorted by feature."""
     for f in range(len(n)):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from atlas.analysis.dfa import DFAPass, Kept, reads_heads
@@ -68,10 +67,8 @@ def _kept(path: Path, blocks: range) -> Kept:
     # Groups come as numbers of a few names: as names, they would take longer than everything else.
     with pq.ParquetFile(path, read_dictionary=["example_group"]) as file:
         for batch in file.iter_batches(columns=["example_group", *_PLACES]):
-            inside = pc.and_(
-                pc.greater_equal(batch["block"], blocks.start), pc.less(batch["block"], blocks.stop)
-            )
-            rows = np.flatnonzero(inside.to_numpy(zero_copy_only=False))
+            block_of = batch["block"].to_numpy()
+            rows = np.flatnonzero((blocks.start <= block_of) & (block_of < blocks.stop))
             group = batch["example_group"]
             codes = np.searchsorted(GROUPS, group.dictionary.to_numpy(zero_copy_only=False).astype(str))
             code = codes[group.indices.to_numpy()[rows]]

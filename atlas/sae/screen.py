@@ -163,12 +163,13 @@ class Firing:
     @staticmethod
     def suits(sae: SAE) -> bool:
         """Whether it is on a CPU fast in bfloat16, not gated, and no TopK that keeps many features."""
+        device = sae.W_enc.device
+        if sae.activation == "gated" or device.type != "cpu" or not fast_bfloat16(device):
+            return False
         k = sae.info.k or sae.d_sae
         few = Screen.suits(sae.d_sae, k if sae.activation == "topk" else 1)
         tensors = (sae.encoder_directions, sae.bias_term, sae.b_dec)
-        small = all(float(t.norm()) < _LARGEST_NORM for t in tensors)
-        device = sae.W_enc.device
-        return few and small and sae.activation != "gated" and device.type == "cpu" and fast_bfloat16(device)
+        return few and all(float(t.norm()) < _LARGEST_NORM for t in tensors)
 
     def of(self, seen: Seen) -> Active:
         """The features that fire, by row and then feature; afterwards ``seen`` has keys."""
