@@ -351,12 +351,23 @@ def test_progress_hears_of_a_lost_lease(held):
 
 def test_silence_is_not_death(held):
     settings, run_id, name, _ = held
-    with DbProgress(*held, seconds=0.8) as progress:
+    lasts = timedelta(seconds=0.8)
+
+    def until():
+        return load_run(settings, run_id).steps[0].lease_until
+
+    taken = until()
+    with DbProgress(*held, seconds=lasts.total_seconds()) as progress:
         progress.update(1, 10)
-        for _ in range(8):
-            time.sleep(0.2)
-            assert claim_step(settings, run_id, name, new_owner()) is None
-    wait_until("the lease runs out", lambda: claim_step(settings, run_id, name, new_owner()), 10)
+        wait_until("the thread renews the lease", lambda: until() != taken)
+        first = until()
+        wait_until("the lease outlasts itself", lambda: until() > first + lasts)
+        held_until = until()
+        assert claim_step(settings, run_id, name, new_owner(), now=held_until - lasts / 8) is None
+    ended = until()
+    time.sleep(0.4)  # two renewals' time
+    assert until() == ended
+    assert claim_step(settings, run_id, name, new_owner(), now=ended + lasts / 8)
 
 
 def test_a_database_that_is_away_for_a_while(held, monkeypatch):

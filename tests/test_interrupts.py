@@ -63,21 +63,24 @@ def test_silent_work_is_stopped(work):
 
 def test_work_that_hears_by_itself_is_left_alone():
     """Once it was told, it may take its time to save what it has."""
-    told, saved = threading.Event(), []
+    asked, told, saved = threading.Event(), threading.Event(), []
 
     def wish():
+        if asked.is_set():
+            told.wait(60)
+        asked.set()
         return None if told.is_set() else Cancelled("stop")
 
     def work():
-        time.sleep(0.4)  # a wish is there, and patience
+        asked.wait(60)
         told.set()
         try:
             raise Cancelled("stop")
         finally:
-            time.sleep(0.6)
+            time.sleep(0.6)  # far beyond patience
             saved.append("checkpoint")
 
-    with pytest.raises(Cancelled), interruptible(wish, patience=0.5):
+    with pytest.raises(Cancelled), interruptible(wish, patience=0.1):
         work()
     assert saved == ["checkpoint"]
 

@@ -27,7 +27,7 @@ TEXT = "w3 w1 w4 w1 w5 w9 w2 w6"
 SLEEPER = [sys.executable, "-c", "import sys, time; sys.stdin.readline(); time.sleep(60)"]
 BROKEN = [sys.executable, "-c", "import sys; sys.stdin.readline()"]
 _SLOWLY = """import json, sys, time
-time.sleep(1.5)
+time.sleep(2.5)
 for line in sys.stdin:
     print(json.dumps({"id": json.loads(line)["id"]}), flush=True)
 """
@@ -185,10 +185,10 @@ def test_a_question_waits_while_the_child_gets_ready(monkeypatch):
     """The first call loads everything; the one behind it has its own time from when it is its turn."""
     monkeypatch.setattr(client, "START_SECONDS", 20.0)
     child = Child(command=SLOW_START)
-    first = threading.Thread(target=child.ask, args=("warm", {}, 0.5))
+    first = threading.Thread(target=child.ask, args=("warm", {}, 2.0))
     first.start()
     wait_until("the child is there", lambda: child.pid)
-    assert child.ask("warm", {}, seconds=0.5) == {"id": 2}
+    assert child.ask("warm", {}, seconds=2.0) == {"id": 2}
     first.join()
     child.close()
 

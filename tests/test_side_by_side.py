@@ -46,23 +46,25 @@ def test_jobs_begin_before_anybody_reads_and_no_more_than_are_needed():
 @pytest.mark.parametrize("fails", ["job", "block"])
 def test_what_has_not_begun_is_forgotten_when_something_fails(fails):
     begun: list[int] = []
+    over = threading.Event()
 
     def job(n: int) -> None:
         begun.append(n)
-        time.sleep(0.05)
-        if fails == "job":
+        if fails == "job" and n == 0:
             raise ValueError("no")
+        over.wait(60)
 
     def work() -> None:
         with lanes() as pool:
             waiting = [pool.submit(job, n) for n in range(50)]
+            waiting[-1].add_done_callback(lambda _: over.set())  # it is forgotten
             if fails == "block":
                 raise ValueError("no")
             waiting[0].result()
 
     with pytest.raises(ValueError, match="no"):
         work()
-    assert len(begun) <= 10
+    assert len(begun) <= 3
     assert torch.get_num_threads() == 2
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor") and t.is_alive()]
 
