@@ -8,6 +8,7 @@ have done nothing. Within a view, :mod:`app.moves` does the same for places.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
@@ -62,22 +63,34 @@ def begin(view: str, to: str, address: Address) -> None:
 def arrive(view: str) -> str | None:
     """Take down which view this run is for; the address to go to where that is the one that was just left.
 
-    Who goes back with the browser's own button means it.
+    Who goes back with the browser's own button means it: that is a way, too.
     """
-    if st.session_state.get(_VIEW) != view:
+    came_from: str | None = st.session_state.get(_VIEW)
+    if came_from != view:
         st.session_state[_ARRIVALS] = arrivals() + 1
     st.session_state[_VIEW] = view
+    if getattr(get_script_run_ctx(suppress_warning=True), "is_history_navigation", False):
+        _went_back(came_from, view)
+        return None
     way: Way | None = st.session_state.get(_WAY)
     if way is None:
         return None
-    back = getattr(get_script_run_ctx(suppress_warning=True), "is_history_navigation", False)
     now = time.monotonic()
-    if not back and way.is_late(view, st.query_params.to_dict(), now):
+    if way.is_late(view, st.query_params.to_dict(), now):
         return way.to
     # The new view was sent before: now the browser has asked for it, or for another one, itself.
-    if back or view == way.left or way.sent or now >= way.until:
+    if view == way.left or way.sent or now >= way.until:
         st.session_state.pop(_WAY)
     return None
+
+
+def _went_back(left: str | None, view: str) -> None:
+    """The way is the browser's own; what it still sends for the view it left has the address that it is at."""
+    st.session_state.pop(_WAY, None)
+    if left is not None and left != view:
+        address = st.query_params.to_dict()
+        to = f"{view}?{urlencode(address)}"
+        st.session_state[_WAY] = Way(left, to, (address,), time.monotonic() + LATE_SECONDS)
 
 
 def sent() -> None:

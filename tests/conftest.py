@@ -2,11 +2,23 @@
 
 import os
 
+import hypothesis
 import pytest
 
 from atlas import access
 
 IN_CI = os.environ.get("CI") == "true"
+
+# The same examples everywhere, and none refused for a machine that has other things to do.
+hypothesis.settings.register_profile(
+    "atlas",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("atlas")
 
 
 def need(condition: object, what: str) -> None:
@@ -84,6 +96,11 @@ LONG = (
     "test_workers_lake.py",
 )
 """Tests that take many seconds and have shorter ones beside them; ``make test-all`` runs them, too."""
+
+
+def pytest_xdist_auto_num_workers():
+    """One process more than processors: tests of servers and browsers often wait."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(config, items):

@@ -3,6 +3,7 @@
 Import the fixtures into a test module that needs them: ``from tests.servers import database``.
 """
 
+import itertools
 import os
 import pwd
 import shutil
@@ -11,8 +12,9 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -26,24 +28,69 @@ from atlas.db.schema import upgrade
 from atlas.settings import Settings, load_settings
 from tests.conftest import need
 
+PATIENCE = 300.0
+"""Seconds that a test waits for something which comes at once on a quiet machine."""
+_FIRST_PORT, _PORTS = 12_000, 2_000
+_given = itertools.count(os.getpid())
+
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on; neither the system nor another test process gives it away."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    for number in itertools.islice(_given, _PORTS):
+        port = _FIRST_PORT + _PORTS * worker + number % _PORTS
+        with suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no port is free")
 
 
-def wait_until(what: str, ready: Callable[[], object], seconds: float = 30) -> None:
-    """Poll until ``ready()`` is true; fail the test by name when it never is."""
+def wait_until(
+    what: str,
+    ready: Callable[[], object],
+    seconds: float = PATIENCE,
+    process: "subprocess.Popen[bytes] | None" = None,
+) -> None:
+    """Poll until ``ready()`` is true; fail the test by name when it never is, or ``process`` has ended."""
     end = time.monotonic() + seconds
     while not ready():
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"{what}: its process ended with {process.returncode}")
         if time.monotonic() > end:
             pytest.fail(f"{what}: not within {seconds:g} s")
         time.sleep(0.05)
 
 
-def stop(process: "subprocess.Popen[bytes]", seconds: float = 20) -> None:
+@contextmanager
+def app_served(home: Path, **environment: str | Callable[[int], str]) -> Iterator[str]:
+    """The app as ``atlas app`` serves it, until the block ends; its address.
+
+    What depends on the port is a function of it.
+    """
+    from atlas.cli.app import streamlit_command
+
+    port = free_port()
+    env = {k: v for k, v in os.environ.items() if not k.startswith("ATLAS_")}
+    env |= {"ATLAS_HOME": str(home), "OMP_NUM_THREADS": "1", "ATLAS_QUERY_SECONDS": str(PATIENCE)}
+    env |= {key: value(port) if callable(value) else value for key, value in environment.items()}
+    with (home / "app.log").open("wb") as log:
+        server = subprocess.Popen(streamlit_command(port, "127.0.0.1"), env=env, stdout=log, stderr=log)
+        try:
+            wait_until("the app answers", lambda: _app_answers(port), process=server)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            stop(server)
+
+
+def _app_answers(port: int) -> bool:
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60).status == 200
+    except OSError:
+        return False
+
+
+def stop(process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
     """End a process that a test started, gently first."""
     if process.poll() is None:
         process.terminate()
@@ -71,7 +118,7 @@ class RedisServer:
         self.process = subprocess.Popen(
             ["redis-server", *options], cwd=self.folder, stdout=subprocess.DEVNULL
         )
-        wait_until("redis answers", self._answers)
+        wait_until("redis answers", self._answers, process=self.process)
 
     def _answers(self) -> bool:
         try:
@@ -193,7 +240,7 @@ class PostgresServer:
             command += ["-c", f"{key}={value}"]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **self.as_user)
-        wait_until("postgres answers", self._answers)
+        wait_until("postgres answers", self._answers, process=self.process)
 
     def _answers(self) -> bool:
         try:
@@ -203,7 +250,7 @@ class PostgresServer:
         return True
 
     def execute(self, statement: str) -> None:
-        where = f"host=127.0.0.1 port={self.port} user=atlas dbname=postgres connect_timeout=5"
+        where = f"host=127.0.0.1 port={self.port} user=atlas dbname=postgres connect_timeout=60"
         with psycopg.connect(where, autocommit=True) as connection:
             connection.execute(statement)
 

@@ -25,7 +25,7 @@ from atlas.db import logins, passwords, users
 from atlas.db.annotations import list_heads
 from atlas.db.engine import close_engines
 from atlas.settings import load_settings
-from tests.servers import free_port, stop, wait_until
+from tests.servers import app_served, free_port, wait_until
 from tests.synthetic import MODEL, build_synthetic_release
 from tests.test_app_browser import browser
 
@@ -172,28 +172,6 @@ def test_a_database_that_is_away_lets_nobody_in(client, monkeypatch):
         assert "hushhush" not in answer.text
 
 
-@contextmanager
-def served(home, **environment):
-    """The app as `atlas app` serves it."""
-    port = free_port()
-    env = {k: v for k, v in os.environ.items() if not k.startswith("ATLAS_")}
-    env |= {"ATLAS_HOME": str(home), "OMP_NUM_THREADS": "1", **{k: v(port) for k, v in environment.items()}}
-    with (home / "app.log").open("wb") as log:
-        server = subprocess.Popen(streamlit_command(port, "127.0.0.1"), env=env, stdout=log, stderr=log)
-        try:
-            wait_until("the app answers", lambda: _answers(port), 60)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            stop(server)
-
-
-def _answers(port):
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).status == 200
-    except OSError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A release and three users."""
@@ -219,7 +197,7 @@ def test_annotating_with_a_password(page, home):
     from playwright.sync_api import expect
 
     settings = load_settings({"ATLAS_HOME": str(home)})
-    with served(home, ATLAS_AUTH=lambda _: "password") as address:
+    with app_served(home, ATLAS_AUTH=lambda _: "password") as address:
         page.goto(f"{address}/head?head=L0H1&annotator=somebody-else")
         page.get_by_label("Name").fill("ann")
         page.get_by_label("Password").fill("wrong password")
@@ -337,7 +315,7 @@ def test_logging_in_with_an_identity_provider(page, home):
             "ATLAS_OIDC_REDIRECT_URI": lambda port: f"http://127.0.0.1:{port}/oauth2callback",
             "ATLAS_COOKIE_SECRET": lambda _: cookie_secret,
         }
-        with served(home, **environment) as address:
+        with app_served(home, **environment) as address:
             provider.email = "eve@lab.example"
             page.goto(f"{address}/overview")
             page.get_by_role("button", name="Log in").click()

@@ -345,11 +345,28 @@ def test_a_click_that_is_lost_on_the_way_is_made_again(page, address, how):
     expect(label(page)).to_have_value("of the head")
 
 
-@pytest.mark.parametrize("after", ["the word", "another field"])
-def test_a_form_that_is_drawn_anew_in_the_middle_of_a_word_goes_on_with_it(page, address, after):
-    """The field goes before the server was told what stands in it, and comes back as the server has it."""
+ANSWERS_LATE = """
+const Plain = window.WebSocket;
+window.WebSocket = class extends Plain {
+  constructor(...given) {
+    super(...given);
+    this.addEventListener("message", (event) => {
+      if (!window.answersLate || event.late) return;
+      event.stopImmediatePropagation();
+      const later = new MessageEvent("message", { data: event.data });
+      later.late = true;
+      setTimeout(() => this.dispatchEvent(later), window.answersLate);
+    });
+  }
+};"""
+
+
+@pytest.mark.parametrize(("after", "late"), [("the word", 1500), ("another field", 0)])
+def test_a_form_that_is_drawn_anew_in_the_middle_of_a_word_goes_on_with_it(page, address, after, late):
+    """The field goes in the middle of a word; what it holds never undoes the way back, however late answers are."""
     from playwright.sync_api import expect
 
+    page.add_init_script(ANSWERS_LATE)
     page.goto(f"{address}/head?head=L1H2&annotator={after[0]}")
     ready(page, "L1H2")
     link = page.locator(".card a.name").first
@@ -360,9 +377,11 @@ def test_a_form_that_is_drawn_anew_in_the_middle_of_a_word_goes_on_with_it(page,
     page.keyboard.type("ethe begin of it")
     for _ in " of it":
         page.keyboard.press("ArrowLeft")
-    page.evaluate("history.back()")
+    page.evaluate(f"window.answersLate = {late}; history.back()")
     ready(page, "L1H2")
     expect(label(page)).to_have_value("")
+    page.wait_for_timeout(late)
+    ready(page, "L1H2")
     page.evaluate("history.forward()")
     heading(page, f"Feature {feature}")
     if after == "another field":

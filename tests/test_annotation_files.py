@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -52,8 +52,9 @@ _TEXT = st.text(st.characters(exclude_characters="\0\r", exclude_categories=("Cs
 _WORD = _TEXT.map(lambda text: " ".join(text.split())).filter(bool)
 
 
-@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=40)
 @given(label=_TEXT, notes=_TEXT, words=st.lists(_WORD, max_size=4, unique=True), form=st.sampled_from(FORMS))
+@example(label="a\x85b\u2028c\u2029d\x0be\x1cf", notes="\x85", words=["g"], form="jsonl")
 def test_any_text_comes_back(label, notes, words, form):
     note = replace(EMPTY, label=label, notes=notes, groupings=tuple(words), status="done")
     assert decode(encode([note], "heads", form), "heads", form, model=MODEL) == [note]

@@ -1,18 +1,14 @@
 """The app in a real browser: annotate from the grid, nothing lost on reload, DFA on hover."""
 
 import json
-import os
 import re
-import socket
-import subprocess
-import time
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import need
+from tests.servers import app_served
 from tests.synthetic import build_synthetic_release
 
 CHROMIUM = "/usr/bin/chromium"
@@ -20,6 +16,8 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+PATIENCE_MS = 120_000
+"""Milliseconds that a test waits for something which a quiet machine shows at once."""
 OWN = re.compile(r"(http|ws)://127\.0\.0\.1[:/]|data:|blob:|about:")
 pytestmark = pytest.mark.browser
 
@@ -34,42 +32,24 @@ def address(tmp_path_factory):
 @contextmanager
 def served(home):
     """An app over a small release of 2 x 4 heads, whose notes lie in a folder."""
-    from atlas.cli.app import streamlit_command
-
     need(Path(CHROMIUM).is_file(), f"Chromium ({CHROMIUM})")
     build_synthetic_release(home / "releases")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    env = {**os.environ, "ATLAS_HOME": str(home), "ATLAS_ANNOTATOR": "ann", "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(
-        streamlit_command(port, "127.0.0.1"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).read()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
+    with app_served(home, ATLAS_ANNOTATOR="ann") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=15_000)
+    expect.set_options(timeout=PATIENCE_MS)
     need(Path(CHROMIUM).is_file(), f"Chromium ({CHROMIUM})")
     with sync_playwright() as driver:
         context = driver.chromium.launch_persistent_context(
             str(tmp_path_factory.mktemp("profile")), executable_path=CHROMIUM, args=FLAGS,
-            viewport={"width": 1400, "height": 1100},
+            viewport={"width": 1400, "height": 1100}, timeout=PATIENCE_MS,
         )  # fmt: skip
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE_MS)
         yield context
         context.close()
 

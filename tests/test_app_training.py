@@ -3,19 +3,17 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from atlas.settings import load_settings
 from tests.conftest import need
+from tests.servers import app_served
 from tests.synthetic import build_synthetic_release
 from tests.synthetic_training import training_tables
-from tests.test_app_browser import CHROMIUM, FLAGS, OWN, heading
+from tests.test_app_browser import CHROMIUM, FLAGS, OWN, PATIENCE_MS, heading
 from tests.test_app_views import show, words
 
 Z0 = "synthetic/L00.z.topk-32"
@@ -48,12 +46,6 @@ def write_live(steps, upto, saes=SWEEP, step="train-00ff00ff"):
                     if row["step"] <= upto:
                         file.write(json.dumps({"table": table, **row}) + "\n")
     return path
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def chosen(at):
@@ -168,37 +160,23 @@ def test_the_live_view_follows_a_growing_log(tmp_path):
     """In a real browser: new rows appear by themselves, a resume is followed, and the end is said."""
     from playwright.sync_api import expect, sync_playwright
 
-    from atlas.cli.app import streamlit_command
-
     need(Path(CHROMIUM).is_file(), f"Chromium ({CHROMIUM})")
-    home, port = tmp_path / "live-home", free_port()
+    home = tmp_path / "live-home"
     path = write_live(home / "steps", 20)
-    env = {**os.environ, "ATLAS_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen(streamlit_command(port, "127.0.0.1"), env=env, **quiet)
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).read()
-                break
-            except OSError:
-                time.sleep(0.1)
-        with sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            page = browser.new_page()
-            elsewhere = []
-            page.on("request", lambda r: elsewhere.append(r.url) if not OWN.match(r.url) else None)
-            page.goto(f"http://127.0.0.1:{port}/training")
-            heading(page, "Training")
-            facts = page.locator(".ha-facts")
-            for upto in (20, 70, 40):
-                write_live(home / "steps", upto)
-                expect(facts).to_contain_text(f"{upto},000", timeout=20_000)
-            assert page.locator("[data-testid=stVegaLiteChart]").count() >= 9
-            path.unlink()
-            expect(page.get_by_text("is not running")).to_be_visible(timeout=20_000)
-            browser.close()
+    with app_served(home) as address, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        elsewhere = []
+        page.on("request", lambda r: elsewhere.append(r.url) if not OWN.match(r.url) else None)
+        page.goto(f"{address}/training")
+        heading(page, "Training")
+        facts = page.locator(".ha-facts")
+        for upto in (20, 70, 40):
+            write_live(home / "steps", upto)
+            expect(facts).to_contain_text(f"{upto},000", timeout=PATIENCE_MS)
+        expect(page.locator("[data-testid=stVegaLiteChart]").nth(8)).to_be_visible()
+        path.unlink()
+        expect(page.get_by_text("is not running")).to_be_visible(timeout=PATIENCE_MS)
+        browser.close()
         assert elsewhere == []
-    finally:
-        server.terminate()
-        server.wait(10)

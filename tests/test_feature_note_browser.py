@@ -9,6 +9,8 @@ import pytest
 
 from atlas.db import annotations
 from atlas.settings import load_settings
+from tests.servers import wait_until
+from tests.test_annotation_browser import ANSWERS_LATE
 from tests.test_app_browser import browser, heading, label, page, served, slow
 
 pytestmark = pytest.mark.browser
@@ -203,3 +205,27 @@ def test_blind_hides_families_and_words_of_others_until_one_rated(page, app):
     expect(page.locator(".ha-chips")).to_be_visible()
     page.get_by_text(OTHERS).click()
     expect(page.get_by_text("ann (interpretable): seen by others")).to_be_visible()
+
+
+@pytest.mark.parametrize(("who", "late"), [("prompt", 0), ("late", 1500)])
+def test_what_was_typed_just_before_the_way_back_is_kept(page, app, who, late):
+    """Back by the browser's own button in the middle of a field: the view changes, and the text is stored."""
+    from playwright.sync_api import expect
+
+    page.add_init_script(ANSWERS_LATE)
+    page.goto(f"{app.url}/head?head=L0H1&annotator={who}")
+    expect(page.locator("html[data-head=L0H1]")).to_have_count(1)
+    link = page.locator(f".card a.name[href*='{quote(SAE, safe='')}']").first
+    feature = int(link.inner_text().split()[-1])
+    link.click()
+    ready(page, feature)
+    expect(page.locator("html[data-keys=ready]:not([data-held])")).to_have_count(1)
+    page.keyboard.type("ekept")
+    page.evaluate(f"window.answersLate = {late}; window.before = history.length; history.back()")
+    heading(page, "L0H1")
+    expect(page.locator("html[data-head=L0H1]")).to_have_count(1)
+    page.wait_for_timeout(late)
+    heading(page, "L0H1")
+    assert late or page.evaluate("history.length === window.before")  # the way forward is still there
+    wait_until("the text is stored", lambda: app.note(feature, who))
+    assert app.note(feature, who).label == "kept"

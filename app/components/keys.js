@@ -136,6 +136,30 @@ function wentBack() {
   form.held.asked = { at: null, leads: true };
 }
 
+// What was typed a moment ago is told before the page hears of the way back: told later, it would name the view that
+// was left, and lead there again; and a way back on its heels would make the server forget it. The run that takes it
+// down puts the view that was left into the address again. Whether there is something to tell.
+function tellFirst() {
+  const field = deepActive();
+  const { edit } = form;
+  if (!isField(field) || !inForm(field) || !edit?.at || field.role === "combobox") return false;
+  if (Date.now() - edit.at > (field instanceof HTMLTextAreaElement ? PAUSE_MS : LIVE_MS)) return false;
+  const to = location.href;
+  const since = Date.now();
+  let seen = false;
+  leave(field);
+  form.edit = { ...edit, caret: form.edit?.caret, at: 0 };
+  const poll = setInterval(() => {
+    const over = seen ? !running() : Date.now() - since > TELL_MS;
+    seen ||= running();
+    if (location.href === to && !over) return;
+    clearInterval(poll);
+    if (location.href !== to) history.back();
+    else window.dispatchEvent(new PopStateEvent("popstate", { state: history.state }));
+  }, 10);
+  return true;
+}
+
 const listeners = [
   ["input", typed],
   ["keydown", pressed],
@@ -151,6 +175,7 @@ const leaving = () => document.activeElement && leave(document.activeElement);
 function install() {
   for (const [name, listener] of listeners) window.addEventListener(name, listener, true);
   window.addEventListener("pagehide", leaving);
+  if (window.headAtlasEarly) window.headAtlasEarly.beforeBack = tellFirst;
 }
 
 function uninstall() {
@@ -162,6 +187,7 @@ function uninstall() {
   drop();
   for (const [name, listener] of listeners) window.removeEventListener(name, listener, true);
   window.removeEventListener("pagehide", leaving);
+  if (window.headAtlasEarly) window.headAtlasEarly.beforeBack = null;
 }
 
 export default function (component) {

@@ -116,11 +116,14 @@
 
   window.addEventListener("keydown", pressed, true);
   window.addEventListener("click", clicked, true);
-  window.addEventListener("popstate", () => {
+  // The first to hear of it: what a form has to say before goes first, and the page hears then.
+  window.addEventListener("popstate", (event) => {
+    if (window.headAtlasEarly.beforeBack?.()) return event.stopImmediatePropagation();
     forget();
     letGo(state.keys.splice(0), "That did not open");
   });
   window.headAtlasEarly = {
+    beforeBack: null,
     // The keys that wait, for the form that has come, what was asked for when the form before went, and the field of
     // this very place that somebody wrote in then.
     take(place) {

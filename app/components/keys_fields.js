@@ -4,6 +4,9 @@
 // seconds where there is none, before a save by keyboard, and when the page goes away.
 
 const PAUSE_MS = 800;
+// A field of one line tells by itself, so long after the last key: "live" in head_form.py and feature_form.py.
+const LIVE_MS = 700;
+const TELL_MS = 3000;
 const LONGEST_MS = 4000;
 const GONE_MS = 1000;
 
@@ -112,7 +115,7 @@ function strayed(event) {
 }
 
 function typed(event) {
-  if (form.edit && event.target.matches(`${form.edit.box} *`)) form.edit.text = event.target.value;
+  if (form.edit && event.target.matches(`${form.edit.box} *`)) Object.assign(form.edit, { text: event.target.value, at: Date.now() });
   const choice = event.target.role === "combobox";
   if (choice && event.target.closest(JUMP)) form.choosing = event.target;
   if (choice && inForm(event.target)) {

@@ -204,6 +204,9 @@ const isText = (key) => key.text || (key.key.length === 1 && !key.ctrlKey && !ke
 
 // Goes on in a field that was taken away in the middle of writing: what the server was not told is written again.
 async function rewrite({ box, text, caret, comment: talk, after }) {
+  const active = deepActive();
+  // Somebody is in another field already, since before there was this script to see the click.
+  const other = isField(active) && inForm(active) && !active.matches(`${box} *`) ? boxOf(active) : null;
   if (talk) unfolded();
   if (!(await focusSoon(`${box} :is(input, textarea)`))) {
     if (text) window.headAtlasEarly?.letGo([text]);
@@ -215,7 +218,8 @@ async function rewrite({ box, text, caret, comment: talk, after }) {
   const end = field.value.length;
   const [from, to] = caret || [end, end];
   if (from !== null) field.setSelectionRange?.(from, to);
-  if (after && after !== box) fresh(`${after} :is(input, textarea)`)?.focus();
+  const onward = after || other;
+  if (onward && onward !== box) fresh(`${onward} :is(input, textarea)`)?.focus();
 }
 
 // Plays keys that were held back, in order. A key that moves on holds the rest back again.

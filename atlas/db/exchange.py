@@ -202,7 +202,8 @@ def decode(data: bytes, kind: str, form: str, *, model: str = "", annotator: str
 
 def _rows(data: bytes, form: str, model: str) -> list[dict[str, Any]]:
     if form == "jsonl":
-        return [json.loads(line) for line in data.decode().splitlines() if line.strip()]
+        # Not splitlines: JSON may hold U+0085, U+2028 and U+2029 as they are.
+        return [json.loads(line) for line in data.decode().split("\n") if line.strip()]
     if form == "parquet":
         rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
         return rows
