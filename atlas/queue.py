@@ -55,6 +55,8 @@ def make_app(settings: Settings, include: Sequence[str] = ()) -> Celery:
         task_default_queue="cpu",
         worker_prefetch_multiplier=1,
         worker_max_tasks_per_child=50,
+        # A new child that has not reported by then is killed; on a busy machine Celery's 4 seconds are few.
+        worker_proc_alive_timeout=60,
         worker_hijack_root_logger=False,
         # Standard error is where our own log goes; redirected into the log, it would swallow that.
         worker_redirect_stdouts=False,

@@ -22,7 +22,7 @@ from atlas.db.runs import list_runs, load_run
 from atlas.settings import load_settings
 from atlas.store.connection import open_release
 from atlas.store.release import current
-from tests.servers import wait_until
+from tests.servers import PATIENCE, wait_until
 
 PROCESSES = Path(__file__).with_name("fault_processes.py")
 KINDS = ("tokens", "train", "evaluate", "heads", "shard", "effects", "summarise", "dfa", "attribute")
@@ -105,7 +105,7 @@ class Process:
     def terminate(self):
         os.kill(self.pid, signal.SIGTERM)
 
-    def ended(self, seconds=60):
+    def ended(self, seconds=PATIENCE):
         wait_until(f"the end of {self.log.name}", lambda: not self.alive(), seconds)
         return int(Path(f"{self.log}.code").read_text())
 
@@ -134,7 +134,7 @@ class Annotator:
 
     def stop(self):
         self.over.set()
-        self.thread.join(60)
+        self.thread.join()
 
     def check(self):
         """Every note whose saving was confirmed is there."""
@@ -158,7 +158,7 @@ class Reference:
         self.home = folder / "undisturbed"
         environment = {"ATLAS_HOME": str(self.home), "ATLAS_THREADS": "1"}
         done = forge.start(["build", str(self.config)], environment, folder / "undisturbed.log")
-        assert done.ended(120) == 0, done.said
+        assert done.ended() == 0, done.said
         self.tables = tables_of(self.home)
 
     def begin(self, home, before):
@@ -236,7 +236,7 @@ class Lab:
         runs = list_runs(self.settings)
         return load_run(self.settings, runs[0].id) if runs else None
 
-    def reached(self, kind, seconds=60):
+    def reached(self, kind, seconds=PATIENCE):
         wait_until(f"a step reaches its fault in {kind}", (self.home / f"reached-{kind}").exists, seconds)
 
     def go(self):

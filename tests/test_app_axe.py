@@ -94,14 +94,28 @@ def address(tmp_path_factory):
         yield url
 
 
+AT_REST = """() => {
+  const still = document.querySelector(".stApp[data-test-script-state=notRunning]")
+    && !document.querySelector("[data-stale=true]")
+    && document.getAnimations().every((one) => one.playState !== "running");
+  window.still = still ? (window.still || 0) + 1 : 0;
+  return window.still > 20;
+}"""
+
+
+def at_rest(page):
+    """Wait until nothing has run, faded or moved for twenty frames, for what fades has little contrast."""
+    page.evaluate("window.still = 0")
+    page.wait_for_function(AT_REST)
+
+
 @pytest.mark.parametrize(("view", "title"), VIEWS.items(), ids=[v.split("?")[0] for v in VIEWS])
 def test_no_serious_fault(browser, address, axe, view, title):
     page = browser.new_page()
     try:
         page.goto(f"{address}/{view}")
         page.get_by_role("heading", name=title, exact=True).first.wait_for()
-        page.wait_for_function("() => !document.querySelector('[data-stale=true]')")
-        page.wait_for_timeout(600)
+        at_rest(page)
         assert violations(page, axe) == []
     finally:
         page.close()
@@ -119,11 +133,11 @@ def test_no_serious_fault_in_any_state(browser, address, axe, view, state, schem
             page.get_by_role("heading", name=title, exact=True) if title else page.locator("h1, .stAlert")
         )
         wanted.first.wait_for()
-        page.wait_for_function("() => !document.querySelector('[data-stale=true]')")
+        at_rest(page)
         for key in keys:
             page.keyboard.press(key)
         page.locator("html:not([data-held])").wait_for(state="attached")
-        page.wait_for_timeout(900)
+        at_rest(page)
         assert violations(page, axe) == []
     finally:
         page.close()
@@ -135,7 +149,7 @@ def test_the_dark_theme_keeps_its_contrast(browser, address, axe):
         page.emulate_media(color_scheme="dark")
         page.goto(f"{address}/head?head=L0H1")
         page.locator(".card").first.wait_for()
-        page.wait_for_timeout(600)
+        at_rest(page)
         assert violations(page, axe) == []
     finally:
         page.close()

@@ -48,7 +48,7 @@ BidiComponentManager.discover_and_register_components = lambda *_, **__: None
 
 
 def show(view, **params):
-    at = AppTest.from_file(str(main_file()), default_timeout=30)
+    at = AppTest.from_file(str(main_file()), default_timeout=300)
     at._page_hash = calc_hash(view)
     for name, value in params.items():
         at.query_params[name] = value

@@ -24,7 +24,7 @@ def frozen(monkeypatch):
 
 def test_what_pages_share_is_there_before_the_first(atlas, frozen):
     settings = load_settings()
-    warm.begin(settings).join(60)
+    warm.begin(settings).join()
     release = published.current(settings)
     con = state._connection(str(release.path), release.digest)
     made = "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'search_features'"

@@ -204,7 +204,7 @@ def test_live_answers_are_the_same_numbers(atlas):
 
 
 def show(view, **params):
-    at = AppTest.from_file(str(main_file()), default_timeout=60)
+    at = AppTest.from_file(str(main_file()), default_timeout=300)
     at._page_hash = calc_hash(view)
     for name, value in params.items():
         at.query_params[name] = value

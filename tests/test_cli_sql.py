@@ -176,7 +176,7 @@ def test_every_query_of_the_documentation_runs_and_finds_something(home, query):
     if "circuit_paths" in query and not study_names(settings):
         write_study(settings, "paths", ABOUT, {"circuit_paths": [path_row(5)]})
     more = arrow_tables(settings) | study_tables(settings)
-    result = run_sql(query, path, more, seconds=20, memory="1GB", rows=1000)
+    result = run_sql(query, path, more, seconds=300, memory="1GB", rows=1000)
     assert result.table.num_rows > 0
 
 

@@ -215,7 +215,11 @@ def test_a_name_with_a_question_mark_is_found(tmp_path: Path):
     assert read(path) == [Document("a?field=b.txt", "Hi")]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=6),
     st.sampled_from(list(COMPRESSIONS)),

@@ -1,5 +1,6 @@
 """The token store: its blocks put together again are the stream of documents, whatever is cut where."""
 
+import gc
 import json
 import tracemalloc
 from dataclasses import replace
@@ -290,6 +291,7 @@ def test_building_needs_little_memory(tmp_path, words):
     texts = documents_of(lists)
     more = {"context": 100, "progress": NullProgress(), "skip": 5000}
     for part in (texts[:1], texts):  # the first run fills caches
+        gc.collect()
         tracemalloc.start()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tokens, "_BATCH_CHARS", 1 << 12)

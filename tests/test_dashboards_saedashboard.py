@@ -1,5 +1,6 @@
 """SAEDashboard's files against the rows they are made from, written down independently, and read back."""
 
+import gc
 import json
 import tracemalloc
 from collections import defaultdict
@@ -294,6 +295,7 @@ def test_progress_reaches_the_end(con, tmp_path):
 
 def test_memory_does_not_grow_with_the_features(con, tmp_path):
     def peak(name, features):
+        gc.collect()
         tracemalloc.start()
         try:
             write(con, tmp_path / name, Wanted(saes=(Z1,), features=(features,)), size=4)

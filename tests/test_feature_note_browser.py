@@ -89,7 +89,7 @@ def test_what_is_typed_while_the_next_feature_opens_lands_there(page, app):
     page.keyboard.type("nwof ten")
     page.keyboard.press("Control+s")
     ready(page, 10)
-    version(page, 1)
+    wait_until("the last word is stored", lambda: (note := app.note(10, "swift")) and note.notes == "of ten")
     stored = [(note.label, note.notes) for note in (app.note(at, "swift") for at in (8, 9, 10))]
     assert stored == [("of eight", ""), ("of nine", ""), ("", "of ten")]
 

@@ -237,9 +237,7 @@ def command(home, *words, **environ):
         "HF_HUB_CACHE": str(home / "hf"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
     } | environ
-    return subprocess.run(
-        [sys.executable, "-m", "atlas", *words], env=env, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run([sys.executable, "-m", "atlas", *words], env=env, capture_output=True, text=True)
 
 
 def test_the_command_reaches_a_mirror_and_says_what_it_cannot_reach(hub, published, home):

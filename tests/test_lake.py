@@ -12,10 +12,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from atlas.errors import ConfigError
 from atlas.pipeline.retries import is_transient
 from atlas.settings import load_settings
+from atlas.store.atomic import atomic_file
 from atlas.store.lake.cache import Cache
 from atlas.store.lake.errors import LakeError, LakeUnreachableError
 from atlas.store.lake.folders import Folders, inventory_of
@@ -23,7 +25,7 @@ from atlas.store.lake.lake import Lake
 from atlas.store.lake.remote import Remote
 from atlas.store.lake.states import States
 from tests.s3_server import KEYS, bucket, s3_server, wire
-from tests.servers import wait_until
+from tests.servers import PATIENCE, wait_until
 
 IMPATIENT = {"config_kwargs": {"connect_timeout": 2, "retries": {"max_attempts": 0}}}
 
@@ -77,6 +79,21 @@ def test_an_object_is_created_once(remote):
     assert remote.listing("a/") == {}
 
 
+def test_of_many_threads_one_creates_an_object_in_memory(monkeypatch):
+    """This store looks whether it is there and writes later: here, later than the others could look."""
+    remote, commit = Remote(f"memory://{uuid4().hex}"), MemoryFile.commit
+
+    def late(file):
+        time.sleep(0.05)
+        commit(file)
+
+    monkeypatch.setattr(MemoryFile, "commit", late)
+    with ThreadPoolExecutor(4) as pool:
+        created = list(pool.map(lambda n: remote.create("a.json", b"%d" % n), range(4)))
+    assert sorted(created) == [False, False, False, True]
+    assert remote.read("a.json") == b"%d" % created.index(True)
+
+
 def test_an_object_is_replaced_only_if_it_is_the_one_that_was_read(remote):
     remote.create("a.json", b"one")
     _, tag = remote.read_tagged("a.json")
@@ -114,7 +131,7 @@ def test_a_folder_comes_back_as_it_was(remote, folder, tmp_path):
     assert steps.is_whole("x-1")
     steps.fetch("x-1", inventory, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(folder)
-    assert [(e.name, abs(e.changed - time.time()) < 60) for e in steps.entries()] == [("x-1", True)]
+    assert [(e.name, abs(e.changed - time.time()) < PATIENCE) for e in steps.entries()] == [("x-1", True)]
     again, same = steps.publish("x-1", folder)
     assert (again.attempt, again.files, same) == (inventory.attempt, inventory.files, True)
     steps.remove("x-1")
@@ -167,7 +184,7 @@ def test_of_two_that_publish_at_once_one_wins(remote, folder, monkeypatch):
     create = Remote.create
 
     def meet(self, *arguments):
-        met.wait(120)
+        met.wait(PATIENCE)
         return create(self, *arguments)
 
     monkeypatch.setattr(Remote, "create", meet)
@@ -329,8 +346,9 @@ def test_a_state_is_uploaded_while_a_step_works(remote, tmp_path):
 
     def dies():
         with states.following("train-1", scratch, 0.05):
-            (scratch / "training.safetensors").write_text("half way")
-            wait_until("the state is uploaded", lambda: remote.read("scratch/train-1/state.json"), 120)
+            with atomic_file(scratch / "training.safetensors") as work:
+                work.write_text("half way")
+            wait_until("the state is uploaded", lambda: remote.read("scratch/train-1/state.json"))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

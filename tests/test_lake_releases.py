@@ -24,7 +24,7 @@ from atlas.store.lake.remote import Remote
 from atlas.store.lake.shelf import Shelf
 from atlas.store.parquet import write_table
 from tests.s3_server import bucket, s3_server, wire
-from tests.servers import wait_until
+from tests.servers import PATIENCE, wait_until
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.server)])
@@ -115,7 +115,7 @@ def test_of_two_publishers_at_once_one_wins(at, publish, url, monkeypatch):
     met, change = threading.Barrier(2), Shelf.change
 
     def meet(self, *arguments):
-        met.wait(120)
+        met.wait(PATIENCE)
         return change(self, *arguments)
 
     monkeypatch.setattr(Shelf, "change", meet)
@@ -130,7 +130,7 @@ def test_of_two_contents_at_once_the_second_is_refused(at, publish, memory, monk
     met, change = threading.Barrier(2), Shelf.change
 
     def meet(self, *arguments):
-        met.wait(120)
+        met.wait(PATIENCE)
         return change(self, *arguments)
 
     def attempt(n):
@@ -197,7 +197,7 @@ def test_the_app_is_given_the_old_version_while_the_new_one_is_copied(at, publis
     go, fetch = threading.Event(), Remote.fetch
 
     def slowly(self, files):
-        assert go.wait(120)
+        assert go.wait(PATIENCE)
         fetch(self, files)
 
     monkeypatch.setattr(Remote, "fetch", slowly)
@@ -205,7 +205,7 @@ def test_the_app_is_given_the_old_version_while_the_new_one_is_copied(at, publis
         found = published.current(reader, wait=False)
         assert (found.version, found.note) == (1, "Version 2 of little is being copied.")
     go.set()
-    wait_until("the new version is here", lambda: published.current(reader, wait=False).version == 2, 120)
+    wait_until("the new version is here", lambda: published.current(reader, wait=False).version == 2)
     assert published.current(reader, wait=False).note == ""
 
 

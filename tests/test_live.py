@@ -3,9 +3,11 @@
 # ruff: noqa: F401, F811 (fixtures are imported and then asked for by name)
 import json
 import os
+import socket
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,18 +22,12 @@ from atlas.live.remote import ask_worker
 from atlas.queue import BrokerError, make_app
 from atlas.sae.files import save_sae
 from atlas.settings import load_settings
-from tests.servers import broker, free_port, redis_server, wait_until
+from tests.servers import PATIENCE, broker, redis_server, wait_until
 from tests.tiny import model_folder, random_sae, tiny_model
 
 TEXT = "w3 w1 w4 w1 w5 w9 w2 w6"
-SLEEPER = [sys.executable, "-c", "import sys, time; sys.stdin.readline(); time.sleep(60)"]
+SILENT = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 BROKEN = [sys.executable, "-c", "import sys; sys.stdin.readline()"]
-_SLOWLY = """import json, sys, time
-time.sleep(2.5)
-for line in sys.stdin:
-    print(json.dumps({"id": json.loads(line)["id"]}), flush=True)
-"""
-SLOW_START = [sys.executable, "-c", _SLOWLY]
 
 
 def asked_model(**other):
@@ -75,7 +71,7 @@ def here(home, monkeypatch):
 def test_a_feature_on_a_text_through_the_child(child, home):
     sae = home[1]
     given = {"model": asked_model(), "sae": asked_sae(sae), "feature": 4, "text": TEXT, "most": 24}
-    reply = child.ask("feature_on_text", given)["ok"]
+    reply = child.ask("feature_on_text", given, PATIENCE)["ok"]
     read = own_text.read_text(tiny_model(), TEXT)
     direct = own_text.feature_on_text(tiny_model(), sae, read.tokens, 4)
     assert reply["tokens"] == read.tokens.tolist()
@@ -83,7 +79,8 @@ def test_a_feature_on_a_text_through_the_child(child, home):
     assert len(reply["dfa"]) == len(direct["dfa"]) > 0
     assert reply["dfa"][0]["by_head"] == pytest.approx(direct["dfa"][0]["by_head"], rel=1e-4, abs=1e-6)
     pid = child.pid
-    assert child.ask("nothing", {})["error"].startswith("live call 'nothing' is not known; allowed: warm")
+    said = child.ask("nothing", {}, PATIENCE)["error"]
+    assert said.startswith("live call 'nothing' is not known; allowed: warm")
     assert child.pid == pid, "one child answers all"
 
 
@@ -151,7 +148,7 @@ def test_every_call_exists():
 
 def test_a_call_that_takes_too_long_is_stopped(monkeypatch):
     monkeypatch.setattr(client, "START_SECONDS", 0.0)
-    child = Child(command=SLEEPER)
+    child = Child(command=SILENT)
     with pytest.raises(LiveError, match="no answer came in time"):
         child.ask("warm", {}, seconds=0.3)
     assert child.pid is None
@@ -161,36 +158,59 @@ def test_a_child_that_dies_is_said_and_replaced():
     child = Child(command=BROKEN)
     for _ in range(2):
         with pytest.raises(LiveError, match="ended before it answered"):
-            child.ask("warm", {}, seconds=20)
+            child.ask("warm", {}, seconds=PATIENCE)
 
 
 def test_one_call_at_a_time(monkeypatch):
     monkeypatch.setattr(client, "START_SECONDS", 0.0)
-    child = Child(command=SLEEPER)
+    child = Child(command=SILENT)
 
     def ask_first():
         with pytest.raises(LiveError):
-            child.ask("warm", {}, seconds=20)
+            child.ask("warm", {}, seconds=PATIENCE)
 
     first = threading.Thread(target=ask_first)
     first.start()
     wait_until("the first call is under way", lambda: child.pid)
     with pytest.raises(LiveBusyError, match="another question"):
         child.ask("warm", {}, seconds=0.2)
-    child.kill()
-    first.join()
+    while first.is_alive():  # one killed before it was asked is replaced
+        child.kill()
+        first.join(0.1)
 
 
-def test_a_question_waits_while_the_child_gets_ready(monkeypatch):
+@pytest.mark.parametrize(
+    ("before", "at_its_turn", "waits", "has"),
+    [(False, False, 22.0, 22.0), (False, True, 22.0, 2.0), (True, True, 2.0, 2.0)],
+    ids=["first", "behind the first", "later"],
+)
+def test_a_question_waits_while_the_child_gets_ready(monkeypatch, before, at_its_turn, waits, has):
     """The first call loads everything; the one behind it has its own time from when it is its turn."""
+    child, now, times = Child(), [1000.0], []
+
+    class Turn:
+        """A lock that is had after a second, in which the child may have answered the call before."""
+
+        def acquire(self, timeout):
+            times.append(timeout)
+            now[0] += 1
+            child._answered = at_its_turn
+            return True
+
+        def release(self):
+            pass
+
+    def exchange(data, deadline):
+        times.append(deadline - now[0])
+        return {}
+
     monkeypatch.setattr(client, "START_SECONDS", 20.0)
-    child = Child(command=SLOW_START)
-    first = threading.Thread(target=child.ask, args=("warm", {}, 2.0))
-    first.start()
-    wait_until("the child is there", lambda: child.pid)
-    assert child.ask("warm", {}, seconds=2.0) == {"id": 2}
-    first.join()
-    child.close()
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Child, "pid", os.getpid())
+    child._lock, child._exchange, child._answered = Turn(), exchange, before
+    child.ask("warm", {}, seconds=2.0)
+    assert times == [waits, has]
+    assert child._answered
 
 
 def test_too_long_a_question():
@@ -241,15 +261,20 @@ def test_a_worker_answers_through_the_queue(broker, here, home):
     given = {"model": asked_model(), "saes": [asked_sae(home[1])], "text": TEXT, "most": 24, "k": 2}
     with pytest.raises(LiveError, match="does one serve the queue 'interactive'"):
         ask_worker(settings, "warm", {}, seconds=0.3)
-    with start_worker(app, pool="solo", queues=["interactive"], perform_ping_check=False):
-        reply = ask_live(settings, "features_on_text", given)
+    options = {"perform_ping_check": False, "shutdown_timeout": PATIENCE}
+    with start_worker(app, pool="solo", queues=["interactive"], **options):
+        reply = ask_live(settings, "features_on_text", given, PATIENCE)
         assert reply == json.loads(json.dumps(serve.reply_to("features_on_text", given)["ok"]))
         with pytest.raises(LiveError, match="live call 'nothing' is not known"):
-            ask_live(settings, "nothing", {})
+            ask_live(settings, "nothing", {}, PATIENCE)
 
 
 def test_a_broker_that_is_not_there():
-    settings = load_settings({"ATLAS_BROKER_URL": f"redis://:secret@127.0.0.1:{free_port()}/0"})
-    with pytest.raises(BrokerError, match="cannot be reached") as caught:
-        ask_worker(settings, "warm", {}, seconds=2)
+    with socket.socket() as taken:  # bound and not listening, so that nobody else answers there
+        taken.bind(("127.0.0.1", 0))
+        settings = load_settings(
+            {"ATLAS_BROKER_URL": f"redis://:secret@127.0.0.1:{taken.getsockname()[1]}/0"}
+        )
+        with pytest.raises(BrokerError, match="cannot be reached") as caught:
+            ask_worker(settings, "warm", {}, seconds=2)
     assert "secret" not in str(caught.value)

@@ -26,6 +26,7 @@ from atlas.db.workers import WorkerRow, note_worker
 from atlas.observe.health import check_health, process_check
 from atlas.settings import load_settings
 from tests.servers import (
+    PATIENCE,
     broker,
     database,
     empty_database,
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.server
 
 def get(address):
     try:
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -86,8 +87,8 @@ def test_a_worker_counts_what_it_did_and_its_server_ends_with_it(settings, worke
     monkeypatch.setenv("ATLAS_LOG_FORMAT", "json")
     process = workers("--metrics-port", str(port))
     address = f"http://127.0.0.1:{port}"
-    wait_until("the run ends", ended(settings, run_id), 60)
-    wait_until("the server answers", lambda: answers(f"{address}/healthz"), 30)
+    wait_until("the run ends", ended(settings, run_id), process=process)
+    wait_until("the server answers", lambda: answers(f"{address}/healthz"), process=process)
     run = load_run(settings, run_id)
     assert {s.name: s.status for s in run.steps} == {
         "a": "done", "b": "done", "c": "done", "d": "done", "x": "failed", "y": "cancelled"
@@ -120,7 +121,7 @@ def test_a_worker_counts_what_it_did_and_its_server_ends_with_it(settings, worke
     assert CliRunner().invoke(health, ["--worker"], standalone_mode=False).return_value == 0
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    wait_until("the server is gone", lambda: not answers(f"{address}/healthz"), 20)
+    wait_until("the server is gone", lambda: not answers(f"{address}/healthz"))
 
 
 def test_tokens_leases_and_waits_come_from_the_database(database):
@@ -134,7 +135,7 @@ def test_tokens_leases_and_waits_come_from_the_database(database):
     assert found.runs == {"running": 1}
     assert found.steps == {("cpu", "running"): 2}
     assert found.attempts == 2
-    assert all(0 <= age < 30 for age in found.lease_ages)
+    assert all(0 <= age < PATIENCE for age in found.lease_ages)
     from atlas.observe.collector import ServiceCollector
 
     collected = {

@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +24,8 @@ from atlas.store.connection import open_release
 from atlas.store.release import current
 from atlas.tables import TABLES
 from tests.builds import SMALL, SMALL_TOML, Quiet, build, settings_at, table_digests
+from tests.servers import wait_until
+from tests.test_workers_build import ATLAS, atlas, holding
 
 
 @pytest.fixture(scope="module")
@@ -297,22 +297,18 @@ def test_what_the_corpus_pass_kept_is_what_dfa_reads(home, tmp_path, monkeypatch
     assert [path for path in flushed if settings.steps in path.parents] == []
 
 
-def _start(home, toml):
+def _start(home, toml, program=ATLAS):
     env = os.environ | {"ATLAS_HOME": str(home), "ATLAS_THREADS": "1"}
-    command = [sys.executable, "-m", "atlas", "build", str(toml)]
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    options = {"stderr": subprocess.PIPE, "start_new_session": True}
+    return atlas(env, "build", str(toml), program=program, **options)
 
 
-def _kill_when(process, there):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if there():
-            os.killpg(process.pid, signal.SIGKILL)
-            assert process.wait(10) == -signal.SIGKILL
-            return
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.005)
-    pytest.fail("the build never came so far")
+def _kill_in(kind, at, home, toml):
+    """Start a build and kill it at the n-th report of a step of this kind."""
+    process = _start(home, toml, holding(kind, at))
+    wait_until(f"the build reaches {kind}", (home / f"reached-{kind}").exists, process=process)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_kill_9_in_training_and_in_analysis_changes_nothing(home, tmp_path):
@@ -320,13 +316,14 @@ def test_kill_9_in_training_and_in_analysis_changes_nothing(home, tmp_path):
     toml.write_text(SMALL_TOML)
     killed = tmp_path / "home"
     steps = killed / "steps"
-    _kill_when(_start(killed, toml), lambda: list(steps.glob(".scratch-train-*/training.safetensors")))
+    _kill_in("train", 3, killed, toml)
+    assert list(steps.glob(".scratch-train-*/training.safetensors"))
     assert not list(steps.glob("train-*"))
-    _kill_when(_start(killed, toml), lambda: list(steps.glob("shard-*")))
-    assert list(steps.glob("train-*"))
+    _kill_in("summarise", 1, killed, toml)
+    assert list(steps.glob("shard-*"))
     assert not (killed / "releases").exists()
     last = _start(killed, toml)
-    _, errors = last.communicate(timeout=300)
+    _, errors = last.communicate()
     assert last.returncode == 0, errors.decode()
     assert table_digests(killed) == table_digests(home)
     assert not list(steps.glob(".work-*"))

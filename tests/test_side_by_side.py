@@ -34,7 +34,7 @@ def test_results_come_in_order_and_every_lane_has_one_thread():
 def test_jobs_begin_before_anybody_reads_and_no_more_than_are_needed():
     begun: list[int] = []
     with side_by_side([partial(begun.append, n) for n in range(50)]) as results:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(begun) < 3 and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.02)
@@ -46,13 +46,13 @@ def test_jobs_begin_before_anybody_reads_and_no_more_than_are_needed():
 @pytest.mark.parametrize("fails", ["job", "block"])
 def test_what_has_not_begun_is_forgotten_when_something_fails(fails):
     begun: list[int] = []
-    over = threading.Event()
+    over, before = threading.Event(), set(threading.enumerate())
 
     def job(n: int) -> None:
         begun.append(n)
         if fails == "job" and n == 0:
             raise ValueError("no")
-        over.wait(60)
+        over.wait(300)
 
     def work() -> None:
         with lanes() as pool:
@@ -66,7 +66,8 @@ def test_what_has_not_begun_is_forgotten_when_something_fails(fails):
         work()
     assert len(begun) <= 3
     assert torch.get_num_threads() == 2
-    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor") and t.is_alive()]
+    left = set(threading.enumerate()) - before
+    assert not [t for t in left if t.name.startswith("ThreadPoolExecutor")]
 
 
 @pytest.mark.parametrize("after", [0, 2, 10])

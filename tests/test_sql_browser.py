@@ -2,6 +2,7 @@
 """The SQL editor in a real browser: suggestions by keyboard, and the place of an error."""
 
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from tests.test_app_axe import axe, violations
 from tests.test_app_browser import address, browser, page
 
 pytestmark = pytest.mark.browser
+TRIES = 1000
+"""Times that suggestions are asked for, every tenth of a second."""
 
 
 @pytest.fixture
@@ -19,7 +22,10 @@ def editor(page, address):
 
     page.goto(f"{address}/sql")
     expect(page.locator("html[data-complete=ready]")).to_have_count(1)
+    # A page that is still being made puts the list away, and so does one that scrolls.
+    expect(page.locator(".stApp[data-test-script-state=notRunning]")).to_have_count(1)
     area = page.get_by_label("SQL", exact=True)
+    area.scroll_into_view_if_needed()
     area.fill("")
     return SimpleNamespace(area=area, list=page.get_by_role("listbox", name="Suggestions"), page=page)
 
@@ -31,8 +37,16 @@ def put(editor, text):
     editor.page.keyboard.press("Control+Space")
 
 
-def names(editor):
-    return editor.list.locator("[role=option] b").all_inner_texts()
+def suggested(editor, text):
+    """Names suggested at the bar in a text; asked for again where the page has put them away meanwhile."""
+    put(editor, text)
+    for _ in range(TRIES):
+        names = editor.list.locator("[role=option] b").all_inner_texts()
+        if names:
+            return names
+        editor.page.wait_for_timeout(100)
+        editor.page.keyboard.press("Control+Space")
+    pytest.fail(f"nothing is suggested in {text!r}")
 
 
 def test_a_query_is_written_with_suggestions_alone(editor, axe):
@@ -40,6 +54,7 @@ def test_a_query_is_written_with_suggestions_alone(editor, axe):
 
     keys = editor.page.keyboard
     keys.type("sel")
+    expect(editor.list).to_be_visible()
     keys.press("Tab")
     keys.type(" * FROM feature_a")
     expect(editor.list.locator("[role=option]").first).to_contain_text("feature_annotations")
@@ -69,16 +84,16 @@ def test_a_query_is_written_with_suggestions_alone(editor, axe):
 
 
 def test_what_is_suggested_depends_on_the_place(editor):
-    def at(text):
-        put(editor, text)
-        return names(editor)
+    from playwright.sync_api import expect
 
+    at = partial(suggested, editor)
     assert at("SELECT | FROM saes s JOIN features f USING (sae)")[:2] == ["sae", "model"]
     assert {"layer", "density", "s", "f"} <= {*at("SELECT | FROM saes s, features f")}
     assert "count" in at("SELECT cou| FROM saes s")
     assert at("SELECT sae fr| saes")[0] == "FROM"
     assert "density" not in at("SELECT s.| FROM saes s JOIN features f USING (sae)")
-    assert at("SELECT * FROM x|") == []
+    put(editor, "SELECT * FROM x|")
+    expect(editor.list).to_be_hidden()
     assert at("WITH mine AS (SELECT 1) SELECT * FROM |")[0] == "mine"
     # The tables of brackets are seen inside them alone.
     assert "density" not in at("SELECT | FROM saes WHERE sae IN (SELECT sae FROM features)")
@@ -86,7 +101,7 @@ def test_what_is_suggested_depends_on_the_place(editor):
     for quiet in ("SELECT 'from |'", "SELECT 1 -- from |", "SELECT 1 /* from | */"):
         editor.page.keyboard.press("Escape")
         put(editor, quiet)
-        assert editor.list.is_hidden()
+        expect(editor.list).to_be_hidden()
 
 
 def test_an_error_is_shown_in_the_editor(editor):

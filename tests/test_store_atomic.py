@@ -133,7 +133,7 @@ def test_lock_ends_with_its_process(tmp_path):
     ready = context.Event()
     holder = context.Process(target=_hold_and_die, args=(tmp_path / "x.lock", ready))
     holder.start()
-    holder.join(30)
+    holder.join()
     assert ready.is_set()
     with atomic.lock(tmp_path / "x.lock"):
         pass

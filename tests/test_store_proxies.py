@@ -39,12 +39,12 @@ TEXTS = Texts(
     ],
 )
 def test_a_pattern_holds_at_the_token_in_which_a_match_ends(pattern, expected):
-    found = proxies.pattern_truth(TEXTS, pattern, [3, 8, 99])
+    found = proxies.pattern_truth(TEXTS, pattern, [3, 8, 99], seconds=60)
     assert {block: set(positions) for block, positions in found.items()} == expected
 
 
 def test_only_the_blocks_that_are_asked_for():
-    assert set(proxies.pattern_truth(TEXTS, "a", [8])) == {8}
+    assert set(proxies.pattern_truth(TEXTS, "a", [8], seconds=60)) == {8}
 
 
 @pytest.mark.parametrize(

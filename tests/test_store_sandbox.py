@@ -45,7 +45,7 @@ NOTES = {
 
 
 def ask(path, text, **bounds):
-    return run_sql(text, path, NOTES, **{"seconds": 20, "memory": "500MB", "rows": 50, **bounds})
+    return run_sql(text, path, NOTES, **{"seconds": 300, "memory": "500MB", "rows": 50, **bounds})
 
 
 def column(path, text, **bounds):

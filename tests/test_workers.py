@@ -34,6 +34,8 @@ from workers.steps import housekeep, run_one
 
 pytestmark = pytest.mark.server
 WORKER = Path(__file__).with_name("workers_plan.py")
+ENDLESS = "slow:3600"
+"""A step that reports progress for longer than any test may take: it ends only by what the test does."""
 
 
 @pytest.fixture
@@ -102,7 +104,9 @@ def test_a_real_worker_carries_out_a_plan(settings, workers, capsys):
     run_id = submit(plan, settings)
     assert queued(settings.broker_url) == {"cpu": 1, "gpu": 0, "io": 0}
     process = workers("--concurrency", "2")
-    wait_until("a worker takes the first step", lambda: states(settings, run_id)["a"] != "ready", 60)
+    wait_until(
+        "a worker takes the first step", lambda: states(settings, run_id)["a"] != "ready", process=process
+    )
     run = wait(run_id, settings)
     assert run.status == "done"
     assert {s.status for s in run.steps} == {"done"}
@@ -126,9 +130,9 @@ def test_a_worker_answers_its_health_check(settings, workers):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         return done.returncode == 0 and "pong" in done.stdout
 
-    wait_until("the worker answers", healthy)
+    wait_until("the worker answers", healthy, process=process)
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait() == 0
     assert not healthy()
 
 
@@ -136,13 +140,13 @@ def test_queues_are_served_by_those_who_said_so(settings, workers):
     plan = fake_plan([step("a"), step("g", queue="gpu")])
     write_plan(settings, plan)
     run_id = submit(plan, settings)
-    workers("--queues", "cpu")
-    wait_until("a is done", lambda: states(settings, run_id)["a"] == "done")
+    first = workers("--queues", "cpu")
+    wait_until("a is done", lambda: states(settings, run_id)["a"] == "done", process=first)
     time.sleep(0.5)
     assert states(settings, run_id)["g"] == "ready"
     assert queued(settings.broker_url)["gpu"] == 1
-    workers("--queues", "gpu,io")
-    wait_until("the run ends", ended(settings, run_id))
+    second = workers("--queues", "gpu,io")
+    wait_until("the run ends", ended(settings, run_id), process=second)
     assert states(settings, run_id) == {"a": "done", "g": "done"}
 
 
@@ -150,44 +154,42 @@ def test_a_killed_child_is_replaced_and_its_step_done_again(settings, workers):
     plan = fake_plan(diamond(b="die:1"))
     write_plan(settings, plan)
     run_id = submit(plan, settings)
-    workers()
-    wait_until("the run ends", ended(settings, run_id), 60)
+    process = workers()
+    wait_until("the run ends", ended(settings, run_id), process=process)
     assert load_run(settings, run_id).status == "done"
     assert attempts(settings).count("b") == 2
     assert attempts(settings).count("a") == 1
 
 
 def test_a_killed_worker_is_replaced_by_another(settings, workers):
-    plan = fake_plan(diamond(a="slow:30"))
+    plan = fake_plan(diamond(a=ENDLESS))
     write_plan(settings, plan)
     run_id = submit(plan, settings)
     first = workers()
-    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0)
+    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0, process=first)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     write_plan(settings, fake_plan())  # the second time it is quick
-    workers()
-    wait_until("the run ends", ended(settings, run_id), 60)
+    second = workers()
+    wait_until("the run ends", ended(settings, run_id), process=second)
     assert load_run(settings, run_id).status == "done"
     assert attempts(settings).count("a") == 2
 
 
 def test_cancel_stops_a_running_step_soon(settings, workers):
-    plan = fake_plan(diamond(a="slow:60"))
+    plan = fake_plan(diamond(a=ENDLESS))
     write_plan(settings, plan)
     run_id = submit(plan, settings)
-    workers()
-    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0)
+    process = workers()
+    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0, process=process)
     environment = {"ATLAS_HOME": str(settings.home)}
     said = CliRunner().invoke(status, [run_id], env={**environment, "COLUMNS": "200"})
     assert "running" in said.output
     assert "/s" in said.output
     said = CliRunner().invoke(cancel, [run_id], env=environment)
     assert "is stopping: a" in said.output
-    started = time.monotonic()
     with pytest.raises(Cancelled):
         wait(run_id, settings)
-    assert time.monotonic() - started < 40  # of the 60 that the step would take; usually 1
     assert set(states(settings, run_id).values()) == {"cancelled"}
     assert outputs(settings) == []
 
@@ -319,6 +321,7 @@ def test_messages_carry_names_only(settings):
     assert conf.task_acks_late
     assert conf.task_reject_on_worker_lost
     assert conf.worker_prefetch_multiplier == 1
+    assert conf.worker_proc_alive_timeout == 60
     assert conf.broker_transport_options["visibility_timeout"] == 24 * 3600
 
 
@@ -358,41 +361,41 @@ def test_wrong_worker_options(options, environment, message):
 
 
 def test_a_worker_that_ends_hands_its_step_back_at_once(settings, workers):
-    plan = fake_plan(diamond(a="slow:60"))
+    plan = fake_plan(diamond(a=ENDLESS))
     write_plan(settings, plan)
     run_id = submit(plan, settings)
     first = workers()
-    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0)
+    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0, process=first)
     first.terminate()
-    assert first.wait(20) == 0
+    assert first.wait() == 0
     step_a = load_run(settings, run_id).steps[0]
     assert (step_a.status, step_a.attempts) == ("ready", 0)
     assert "handed back: its worker ends" in step_a.error
     assert list_workers(settings) == []
     write_plan(settings, fake_plan())  # the second time it is quick
-    workers()
-    wait_until("the run ends", ended(settings, run_id), 60)
+    second = workers()
+    wait_until("the run ends", ended(settings, run_id), process=second)
     assert load_run(settings, run_id).status == "done"
     assert attempts(settings).count("a") == 2
 
 
 def test_a_silent_step_stops_within_seconds(settings, workers):
-    plan = fake_plan([step("a", do="silent:60")])
+    plan = fake_plan([step("a", do="silent:3600")])
     write_plan(settings, plan)
     run_id = submit(plan, settings)
-    workers()
-    wait_until("a runs", lambda: attempts(settings) == ["a"])
+    process = workers()
+    wait_until("a runs", lambda: attempts(settings) == ["a"], process=process)
     request_cancel(settings, run_id)
-    wait_until("the run ends", ended(settings, run_id), 40)
+    wait_until("the run ends", ended(settings, run_id), process=process)
     assert states(settings, run_id) == {"a": "cancelled"}
 
 
 def test_workers_say_what_they_are(settings, workers):
-    plan = fake_plan([step("a", do="slow:60")])
+    plan = fake_plan([step("a", do=ENDLESS)])
     write_plan(settings, plan)
     run_id = submit(plan, settings)
     process = workers("--name", "one", "--queues", "cpu,interactive")
-    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0)
+    wait_until("a runs", lambda: load_run(settings, run_id).steps[0].done > 0, process=process)
     (row,) = list_workers(settings)
     assert row.name == f"one@{socket.gethostname()}"
     assert (row.pid, row.alive, row.concurrency) == (process.pid, True, 1)
@@ -401,5 +404,5 @@ def test_workers_say_what_they_are(settings, workers):
     assert row.steps == (f"{run_id} a",)
     said = CliRunner().invoke(workers_command, env={"ATLAS_HOME": str(settings.home), "COLUMNS": "300"})
     assert all(word in said.output for word in ("one@", "cpu,interactive", f"{run_id} a", "alive"))
-    later = datetime.now(UTC) + timedelta(seconds=61)
+    later = datetime.now(UTC) + timedelta(seconds=3600)
     assert [(w.alive, w.steps) for w in list_workers(settings, now=later)] == [(False, ())]

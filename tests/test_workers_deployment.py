@@ -26,7 +26,7 @@ from atlas.oidc import VARIABLES
 from atlas.queue import parse_queues
 from atlas.settings import load_settings
 from tests.conftest import need
-from tests.servers import free_port, postgres_server, stop, wait_until
+from tests.servers import PATIENCE, free_port, postgres_server, stop, wait_until
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -306,7 +306,7 @@ def service(tmp_path, postgres_server):
 @pytest.mark.slow
 def test_the_service_of_the_compose_file_builds_a_release(service, tmp_path):
     service.start("redis")
-    wait_until("redis is healthy", lambda: service.healthy("redis"))
+    wait_until("redis is healthy", lambda: service.healthy("redis"), process=service.running["redis"])
     service.run(*service.words(service.services["migrate"]["command"]), name="migrate")
     for name in ("worker", "app", "metrics"):
         service.start(name)
@@ -315,7 +315,9 @@ def test_the_service_of_the_compose_file_builds_a_release(service, tmp_path):
     (tmp_path / "build.toml").write_text(CONFIG.format(text=text))
     service.run("atlas", "build", str(tmp_path / "build.toml"))
     for name in ("worker", "app", "metrics"):
-        wait_until(f"{name} is healthy", lambda name=name: service.healthy(name), 60)
+        wait_until(
+            f"{name} is healthy", lambda name=name: service.healthy(name), process=service.running[name]
+        )
     assert "docs-2l@1" in service.run("atlas", "releases")
     numbers = urllib.request.urlopen(f"http://127.0.0.1:{service.ports['9101']}/metrics").read().decode()
     assert 'atlas_runs{status="done"} 1.0' in numbers
@@ -323,7 +325,7 @@ def test_the_service_of_the_compose_file_builds_a_release(service, tmp_path):
         urllib.request.urlopen(f"http://127.0.0.1:{service.ports['8501']}/_stcore/host-config")
     service.run("atlas", "users", "add", "ann", "--password-stdin", stdin="correct horse battery\n")
     for name in ("app", "metrics", "worker", "redis"):
-        stop(service.running[name])
+        stop(service.running[name], PATIENCE)
         if name == "app":
             assert not service.healthy("app"), "the server outlived the command"
         assert service.running[name].returncode in (0, -15, 143), name

@@ -28,12 +28,12 @@ def test_redis_comes_back_empty_while_a_step_runs(settings, workers):
     write_plan(mine, plan)
     try:
         run_id = submit(plan, mine)
-        workers(with_settings=mine)
-        wait_until("a runs", lambda: load_run(mine, run_id).steps[0].done > 0)
+        process = workers(with_settings=mine)
+        wait_until("a runs", lambda: load_run(mine, run_id).steps[0].done > 0, process=process)
         own.stop()
         time.sleep(1)
         own.start()
-        wait_until("the run ends", lambda: load_run(mine, run_id).ended, 90)
+        wait_until("the run ends", lambda: load_run(mine, run_id).ended, process=process)
     finally:
         own.stop()
     run = load_run(mine, run_id)
@@ -54,7 +54,7 @@ def test_postgres_restarts_while_a_step_runs(settings, fake_pipeline, postgres_s
         postgres_server.stop()
         time.sleep(1)
         postgres_server.start()
-        assert working.result(60) == "done"
+        assert working.result() == "done"
     run = load_run(mine, run_id)
     assert [s.status for s in run.steps] == ["done", "ready", "ready", "pending"]
     assert attempts(mine) == ["a"]

@@ -1,7 +1,7 @@
 """``atlas logs``: what the steps of a run said while they ran."""
 
 import json
-import time
+from time import sleep
 
 import click
 
@@ -45,7 +45,7 @@ def _follow(settings: Settings, run_id: str, step: str | None, seen: list[LogLin
         known.update(line.id for line in new)
         if ended:
             return
-        time.sleep(POLL_SECONDS)
+        sleep(POLL_SECONDS)
 
 
 @click.command()

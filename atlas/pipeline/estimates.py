@@ -228,7 +228,7 @@ def measured_flops_per_second(settings: Settings, seconds: float = 0.5) -> float
     device = prepare_torch(settings)
     a = torch.randn(1024, 1024, device=device)
     n, started = 0, time.perf_counter()
-    while n == 0 or time.perf_counter() - started < seconds:
+    while n < 2 or time.perf_counter() - started < seconds:
         a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -237,6 +237,6 @@ def measured_flops_per_second(settings: Settings, seconds: float = 0.5) -> float
             started = time.perf_counter()
         n += 1
     spent = time.perf_counter() - started
-    if spent <= 0 or n < 2:
+    if spent <= 0:
         raise StoreError("the speed of this machine could not be measured; give it: --flops RATE")
     return 2.0 * 1024**3 * (n - 1) / spent

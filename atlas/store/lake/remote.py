@@ -17,6 +17,7 @@ import hashlib
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from atlas.store.lake.waiting import exclusive
 THREADS = 8
 """Objects that are sent or fetched at once."""
 _CHECKED = threading.RLock()
-"""Held while a store without conditional writes is checked and written, so that threads take turns."""
+"""Held while a store that may know no conditional writes is checked and written: threads take turns."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ class Remote:
             if self._kind == "folder":
                 return self._create_file(Path(self._at(key)), content)
             try:
-                self._fs.pipe_file(self._at(key), content, mode="create")
+                # The store in memory looks first and writes then; S3 does both at once.
+                with _CHECKED if self._kind == "other" else nullcontext():
+                    self._fs.pipe_file(self._at(key), content, mode="create")
             except FileExistsError:
                 return self.read(key) == content  # the answer to an earlier try of ours may have been lost
             except (NotImplementedError, TypeError, ValueError):
