@@ -85,7 +85,7 @@ def arrive(view: str) -> str | None:
 
 
 def _went_back(left: str | None, view: str) -> None:
-    """The way is the browser's own; what it still sends for the view it left has the address that it is at."""
+    """The browser's own way: what it still sends for the view it left has the address that it is at."""
     st.session_state.pop(_WAY, None)
     if left is not None and left != view:
         address = st.query_params.to_dict()
