@@ -325,7 +325,9 @@ def labelled(page, address, head, who):
 
     page.goto(f"{address}/head?head={head}&annotator={who}")
     ready(page, head)
+    expect(page.locator("html[data-keys=ready]:not([data-held])")).to_have_count(1)
     page.keyboard.press("e")
+    expect(label(page)).to_be_focused()
     page.keyboard.insert_text("of the head")  # in one piece, so that it is one version
     expect(page.get_by_text(re.compile("draft, version 1"))).to_be_visible()
     page.keyboard.press("Escape")

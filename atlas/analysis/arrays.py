@@ -1,5 +1,6 @@
 """Arrays in a folder: memory-mapped, so that a part of them can be looked at, and checked as a whole."""
 
+import threading
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from atlas.errors import StoreError
 # What numpy raises for a file that is missing, empty, cut short, altered, or not one of its own.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, BadZipFile)
 _CHECKSUMS = "checksums.npz"
+_READING = threading.Lock()
+"""numpy reads a file's header with Python's parser, whose depth Python 3.11 counts for all threads
+together: of two that parse at once, one may get a SystemError."""
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, npt.NDArray]) -> None:
@@ -25,12 +29,26 @@ def save_arrays(folder: Path, arrays: Mapping[str, npt.NDArray]) -> None:
     np.savez(folder / _CHECKSUMS, allow_pickle=False, **sums)
 
 
+def read_npy(path: Path) -> npt.NDArray:
+    """The array of an .npy file; one of UNREADABLE where it has none."""
+    with _READING:
+        array: npt.NDArray = np.load(path, allow_pickle=False)
+    return array
+
+
+def read_npz(path: Path) -> dict[str, npt.NDArray]:
+    """The arrays of an .npz file by name; one of UNREADABLE where it is not whole."""
+    with _READING, np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
 def open_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray]:
     """The arrays of those names, memory-mapped; StoreError if a file is missing, cut short or altered."""
     try:
-        found = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-        with np.load(folder / _CHECKSUMS, allow_pickle=False) as sums:
-            wrong = [name for name, array in found.items() if int(sums[name]) != _checksum(array)]
+        with _READING:
+            found = {n: np.load(folder / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in names}
+        sums = read_npz(folder / _CHECKSUMS)
+        wrong = [name for name, array in found.items() if int(sums[name]) != _checksum(array)]
     except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StoreError(f"arrays in {str(folder)!r} cannot be read: {reason}") from None

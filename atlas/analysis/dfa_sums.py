@@ -19,7 +19,7 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from atlas.analysis.acts import Ints, first_of_runs
-from atlas.analysis.arrays import UNREADABLE
+from atlas.analysis.arrays import UNREADABLE, read_npz
 from atlas.errors import StoreError
 from atlas.kernels.attribution import add_by_distance, add_by_head
 from atlas.kernels.sources import count_matched
@@ -161,10 +161,10 @@ class DFASums:
     def load(cls, path: Path) -> "DFASums":
         """Read what ``save`` wrote; StoreError if it is damaged."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = cls(*file["share"].shape)
-                for name in vars(found):
-                    setattr(found, name, file[name])
+            file = read_npz(path)
+            found = cls(*file["share"].shape)
+            for name in vars(found):
+                setattr(found, name, file[name])
         except UNREADABLE as error:
             raise StoreError(f"sums of attributions in {str(path)!r} cannot be read: {error}") from None
         return found

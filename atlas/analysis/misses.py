@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from atlas.analysis.arrays import UNREADABLE
+from atlas.analysis.arrays import UNREADABLE, read_npz
 from atlas.analysis.examples import N_NEGATIVE, Misses
 from atlas.errors import StoreError
 from atlas.kernels import screen as screened
@@ -85,9 +85,9 @@ class NearMisses:
     def load(cls, path: Path) -> "NearMisses":
         """Read what ``save`` wrote; StoreError if it is damaged."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                pre, token = file["pre"], file["token"]
-                found = cls(len(pre), int(file["context"]), pre.shape[1])
+            file = read_npz(path)
+            pre, token = file["pre"], file["token"]
+            found = cls(len(pre), int(file["context"]), pre.shape[1])
         except UNREADABLE as error:
             raise StoreError(f"near misses in {str(path)!r} cannot be read: {error}") from None
         found.pre, found.token = pre, token

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from atlas.analysis.arrays import UNREADABLE
+from atlas.analysis.arrays import UNREADABLE, read_npz
 from atlas.errors import StoreError
 from atlas.kernels.features import by_feature
 from atlas.kernels.shares import add_moments, add_shares
@@ -74,8 +74,8 @@ class Moments:
     def load(cls, path: Path) -> "Moments":
         """Read what ``save`` wrote; StoreError if it is damaged."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(int(file["n"]), file["total"], file["outer"])
+            file = read_npz(path)
+            return cls(int(file["n"]), file["total"], file["outer"])
         except UNREADABLE as error:
             raise StoreError(f"moments in {str(path)!r} cannot be read: {error}") from None
 
@@ -171,8 +171,8 @@ class ActiveShares:
         """Read what ``save`` of shares of the same SAE wrote; StoreError if it is damaged."""
         found = ActiveShares(self.by_feature.T, self.n_heads)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found.sums = {name: file[name] for name in _SUMS}
+            file = read_npz(path)
+            found.sums = {name: file[name] for name in _SUMS}
         except UNREADABLE as error:
             raise StoreError(f"shares in {str(path)!r} cannot be read: {error}") from None
         return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas.analysis.arrays import read_npy
 from atlas.errors import SAEError, StoreError
 from atlas.pipeline.execute import Context
 from atlas.pipeline.inputs import the_model, the_saes, the_source, the_stream, write_rows
@@ -75,7 +76,7 @@ def pruned_of(context: Context, item: int) -> np.ndarray | int:
     step, folder = context.plan.place(item, "pruned")
     path = context.input(step) / folder / BITS
     try:
-        bits: np.ndarray = np.load(path, allow_pickle=False)
+        bits: np.ndarray = read_npy(path)
     except (OSError, ValueError, EOFError) as error:
         raise StoreError(f"{str(path)!r} cannot be read: {error}") from None
     return bits

@@ -9,7 +9,7 @@ import numpy as np
 
 from atlas.analysis import corpus
 from atlas.analysis.acts import FeatureActs, Ints
-from atlas.analysis.arrays import UNREADABLE
+from atlas.analysis.arrays import UNREADABLE, read_npz
 from atlas.analysis.coactivation import coactivation
 from atlas.analysis.effects import LossEffects
 from atlas.analysis.examples import examples
@@ -142,8 +142,8 @@ def _weight_columns(context: Context, sae: SAE, item: int, n_heads: int) -> dict
         top_head = decoder_share(sae.decoder_directions, n_heads).argmax(1).cpu().numpy()
     path = context.input("effects") / f"{item:05d}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            loss = {name: file[name] for name in ("loss_effect", "n_loss")}
+        file = read_npz(path)
+        loss = {name: file[name] for name in ("loss_effect", "n_loss")}
     except UNREADABLE as error:
         raise StoreError(f"loss effects in {str(path)!r} cannot be read: {error}") from None
     return weight_statistics(sae) | {"pruned": pruned, "top_head": top_head} | loss
