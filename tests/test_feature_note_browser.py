@@ -76,6 +76,8 @@ def test_a_feature_by_keyboard_alone(page, app):
     page.keyboard.press("?")
     expect(page.get_by_role("dialog", name="Keys")).to_contain_text("take the rating back")
     page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="Keys")).to_have_count(0)
+    expect(page.locator(".stApp[data-test-script-state=notRunning]")).to_have_count(1)
     page.keyboard.press("x")
     expect(rating.nth(1)).not_to_be_checked()
 

@@ -30,7 +30,13 @@ function letter(event) {
 }
 
 function pressed(event) {
-  if (!form.mounted || document.querySelector("dialog.ha-help")) return;
+  if (!form.mounted) return;
+  const shown = document.querySelector("dialog.ha-help[open]");
+  if (shown) {
+    // Closed by the browser it would be there for a moment more, and the next key go nowhere.
+    if (event.key === "Escape") shown.close();
+    return;
+  }
   if (form.held && event.isTrusted) {
     queued(event);
     return;
